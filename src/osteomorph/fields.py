@@ -1,0 +1,98 @@
+"""Pure functions of (vectors, Grid): derivatives, exponential, inverse.
+
+Vectors are ``(*b, 3, i, j, k)``, components along the RAS world axes in mm, at the grid's voxel centres. Derivatives are
+per mm along world axes, so that a Jacobian has no unit and a rotation is a rotation on any grid.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from osteomorph.geometry import Grid, sample
+
+
+def gradient(values: Float[Tensor, "*b c i j k"], grid: Grid) -> Float[Tensor, "*b c 3 i j k"]:
+    """d(values)/d(world axis) per mm: central differences, one-sided at the border (as ``numpy.gradient``)."""
+    per_axis = []
+    for d, axis in enumerate((-3, -2, -1)):
+        if values.shape[axis] == 1:
+            per_axis.append(torch.zeros_like(values))
+            continue
+        n = values.shape[axis]
+        inner = (values.narrow(axis, 2, n - 2) - values.narrow(axis, 0, n - 2)) / 2 if n > 2 else None
+        first = values.narrow(axis, 1, 1) - values.narrow(axis, 0, 1)
+        last = values.narrow(axis, n - 1, 1) - values.narrow(axis, n - 2, 1)
+        parts = [first, inner, last] if inner is not None else [first, last]
+        per_axis.append(torch.cat(parts, axis) / float(grid.spacing_mm[d]))
+    along_array = torch.stack(per_axis, -4)
+    direction = torch.as_tensor(grid.direction.copy(), dtype=values.dtype, device=values.device)
+    if torch.equal(direction.abs(), torch.eye(3, dtype=values.dtype, device=values.device)):
+        return along_array * direction.diagonal()[:, None, None, None]
+    return torch.einsum("wd,...dijk->...wijk", direction, along_array)
+
+
+def jacobian(vectors: Float[Tensor, "*b 3 i j k"], grid: Grid) -> Float[Tensor, "*b 3 3 i j k"]:
+    """Jacobian of x + u(x): entry [a, b] is d(component a)/d(world axis b)."""
+    identity = torch.eye(3, dtype=vectors.dtype, device=vectors.device)[:, :, None, None, None]
+    return gradient(vectors, grid) + identity
+
+
+def determinant(matrices: Float[Tensor, "*b 3 3 i j k"]) -> Float[Tensor, "*b i j k"]:
+    """Determinant of a 3x3 matrix at every voxel."""
+    (a, b, c), (d, e, f), (g, h, i) = [[matrices[..., r, s, :, :, :] for s in range(3)] for r in range(3)]
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+
+def jacobian_determinant(vectors: Float[Tensor, "*b 3 i j k"], grid: Grid) -> Float[Tensor, "*b i j k"]:
+    """Local volume change of x + u(x): 1 keeps volume, at or below 0 folds."""
+    return determinant(jacobian(vectors, grid))
+
+
+def compose(
+    outer: Float[Tensor, "*b 3 i j k"], inner: Float[Tensor, "*b 3 i j k"], grid: Grid
+) -> Float[Tensor, "*b 3 i j k"]:
+    """Displacement of outer(inner(x)), both on ``grid``: u(x) = inner(x) + outer(x + inner(x))."""
+    points = (grid.points(inner.dtype, inner.device) + inner).flatten(-3)
+    return inner + sample(outer, grid, points).unflatten(-1, grid.shape)
+
+
+def exponential(vectors: Float[Tensor, "*b 3 i j k"], grid: Grid, squarings: int = 6) -> Float[Tensor, "*b 3 i j k"]:
+    """Displacement at time 1 of the flow of a stationary velocity, by scaling and squaring (Arsigny et al., 2006)."""
+    step = vectors / 2**squarings
+    for _ in range(squarings):
+        step = compose(step, step, grid)
+    return step
+
+
+def inverse(vectors: Float[Tensor, "3 i j k"], grid: Grid, onto: Grid, iterations: int = 30, tolerance_mm: float = 1e-4) -> Float[Tensor, "3 i2 j2 k2"]:
+    """Displacement v on ``onto`` with (x + u)(y + v(y)) = y, by Newton steps with the Jacobian at the current guess.
+
+    Beyond ``grid`` the displacement u is that of its border. Where the Jacobian is close to singular the step falls back
+    to the fixed-point one, v = -u(y + v).
+    """
+    matrices = jacobian(vectors, grid)
+    points = onto.points(vectors.dtype, vectors.device).flatten(1)
+    guess = torch.zeros_like(points)
+    identity = torch.eye(3, dtype=vectors.dtype, device=vectors.device)
+    data = torch.cat([vectors, matrices.flatten(0, 1)])
+    active = torch.arange(points.shape[1], device=vectors.device)
+    for _ in range(iterations):
+        here = points[:, active]
+        at = sample(data, grid, here + guess[:, active])
+        error = guess[:, active] + at[:3]
+        jac = at[3:].T.reshape(-1, 3, 3)
+        sound = torch.linalg.det(jac) > 0.1
+        step = torch.linalg.solve(torch.where(sound[:, None, None], jac, identity), error.T[..., None])[..., 0].T
+        guess[:, active] -= step
+        active = active[error.norm(dim=0) > tolerance_mm]
+        if active.numel() == 0:
+            break
+    return guess.unflatten(-1, onto.shape)
+
+
+def margin_voxels(vectors: Float[Tensor, "3 i j k"], grid: Grid) -> tuple[int, int, int]:
+    """Voxels per array axis that the largest displacement spans, plus one."""
+    reach_mm = float(vectors.norm(dim=0).max()) if vectors.numel() else 0.0
+    steps = np.ceil(reach_mm / grid.spacing_mm).astype(int) + 1
+    return int(steps[0]), int(steps[1]), int(steps[2])

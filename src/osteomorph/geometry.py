@@ -1,0 +1,220 @@
+"""Where voxels are: the only file with an axis flip or normalised coordinates.
+
+World coordinates are RAS+ millimetres. Points and vectors carry their three components first: ``(3, ...)``.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Self, final
+
+import nibabel as nib
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+Interpolation = Literal["linear", "nearest"]
+
+ANATOMICAL_AXES = {"LR": "LR", "RL": "LR", "AP": "PA", "PA": "PA", "IS": "IS", "SI": "IS"}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A lattice of voxel centres: ``world mm = affine @ (i, j, k, 1)``, RAS+.
+
+    shape: voxels along each array axis.
+    affine: (4, 4) float64, read-only; columns are orthogonal (each is a unit direction times a spacing in mm).
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    def __post_init__(self) -> None:
+        affine = np.array(self.affine, dtype=np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], [0, 0, 0, 1]):
+            raise ValueError("A grid's affine is a finite 4x4 matrix whose last row is 0 0 0 1.")
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise ValueError(f"A grid has three axes of at least one voxel, not {self.shape}.")
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        if spacing.min() <= 0:
+            raise ValueError("A grid's spacing is above 0 along every axis.")
+        direction = affine[:3, :3] / spacing
+        if np.abs(direction.T @ direction - np.eye(3)).max() > 1e-4:
+            raise ValueError("A grid's axes are orthogonal; repair the header first (io.nifti does so on reading).")
+        affine.setflags(write=False)
+        object.__setattr__(self, "affine", affine)
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Grid) and self.shape == other.shape and np.array_equal(self.affine, other.affine)
+
+    def __hash__(self) -> int:
+        return hash((self.shape, self.affine.tobytes()))
+
+    def isclose(self, other: Self, tolerance_mm: float = 1e-3) -> bool:
+        """Same shape, and no voxel centre further than ``tolerance_mm`` from its twin."""
+        if self.shape != other.shape:
+            return False
+        corners = _corners(self.shape)
+        return bool(np.abs((self.affine - other.affine) @ corners).max() <= tolerance_mm)
+
+    # -- what it is -------------------------------------------------------------------------------------------------
+    @cached_property
+    def spacing_mm(self) -> np.ndarray:
+        """(3,) distance of neighbouring centres along each array axis."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @cached_property
+    def direction(self) -> np.ndarray:
+        """(3, 3) orthonormal; column d is the RAS direction of array axis d."""
+        return self.affine[:3, :3] / self.spacing_mm
+
+    @property
+    def size_mm(self) -> np.ndarray:
+        """(3,) extent of the field of view, outer voxel faces included."""
+        return self.spacing_mm * self.shape
+
+    @property
+    def centre_mm(self) -> np.ndarray:
+        """(3,) world position of the middle of the field of view."""
+        return self.affine[:3, :3] @ ((np.array(self.shape) - 1) / 2) + self.affine[:3, 3]
+
+    @property
+    def voxels(self) -> int:
+        return int(np.prod(self.shape))
+
+    @property
+    def axcodes(self) -> str:
+        """Nearest anatomical direction of each array axis, e.g. ``"LPS"``."""
+        return "".join(nib.orientations.aff2axcodes(self.affine))
+
+    def axis(self, ends: str) -> int:
+        """Array axis that runs nearest to the anatomical axis ``"LR"``, ``"PA"`` or ``"IS"`` (either order)."""
+        return next(d for d, code in enumerate(self.axcodes) if code in ANATOMICAL_AXES[ends])
+
+    # -- coordinates ------------------------------------------------------------------------------------------------
+    def points(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Float[Tensor, "3 i j k"]:
+        """World mm of every voxel centre."""
+        axes = [torch.arange(n, dtype=torch.float64, device=device) for n in self.shape]
+        columns = torch.as_tensor(self.affine.copy(), device=device)
+        ramps = [columns[:3, d, None] * axes[d] for d in range(3)]
+        ramps[0] = ramps[0] + columns[:3, 3, None]
+        out = ramps[0].to(dtype)[:, :, None, None] + ramps[1].to(dtype)[:, None, :, None]
+        return out + ramps[2].to(dtype)[:, None, None, :]
+
+    def index(self, points_mm: Float[Tensor, "*b 3 n"]) -> Float[Tensor, "*b 3 n"]:
+        """Continuous array index of world points; 0 is the centre of the first voxel."""
+        inverse = torch.as_tensor(np.linalg.inv(self.affine), dtype=points_mm.dtype, device=points_mm.device)
+        return inverse[:3, :3] @ points_mm + inverse[:3, 3, None]
+
+    def world(self, index: Float[Tensor, "*b 3 n"]) -> Float[Tensor, "*b 3 n"]:
+        """World mm of continuous array indices."""
+        affine = torch.as_tensor(self.affine.copy(), dtype=index.dtype, device=index.device)
+        return affine[:3, :3] @ index + affine[:3, 3, None]
+
+    def contains(self, points_mm: Float[Tensor, "*b 3 n"]) -> Bool[Tensor, "*b n"]:
+        """Whether points lie in the field of view, whose border is the outer faces of the outer voxels."""
+        size = torch.tensor(self.shape, dtype=points_mm.dtype, device=points_mm.device)[:, None]
+        index = self.index(points_mm)
+        return ((index >= -0.5) & (index <= size - 0.5)).all(-2)
+
+    # -- other grids ------------------------------------------------------------------------------------------------
+    def resampled(self, spacing_mm: float | tuple[float, float, float]) -> "Grid":
+        """Same directions and, to within a voxel, the same field of view at another spacing (same outer faces at the start)."""
+        spacing = np.broadcast_to(np.asarray(spacing_mm, dtype=np.float64), (3,))
+        shape = np.maximum(1, np.ceil(self.size_mm / spacing - 1e-6)).astype(int)
+        return self._regular(self.direction * spacing, tuple(shape.tolist()), self.centre_mm)
+
+    def padded(self, before: tuple[int, int, int], after: tuple[int, int, int] | None = None) -> "Grid":
+        """Grid with voxels added (or, where negative, removed) at both ends of each array axis."""
+        end = before if after is None else after
+        shape = tuple(n + b + a for n, b, a in zip(self.shape, before, end, strict=True))
+        return self._from_corner(-np.array(before, dtype=np.float64), np.ones(3), (shape[0], shape[1], shape[2]))
+
+    def strided(self, stride: int, offset: tuple[int, int, int] = (0, 0, 0)) -> "Grid":
+        """Every ``stride``-th voxel from ``offset`` on: the grid of ``data[..., o0::stride, o1::stride, o2::stride]``."""
+        shape = tuple(max(0, -(-(n - o) // stride)) for n, o in zip(self.shape, offset, strict=True))
+        return self._from_corner(np.array(offset, dtype=np.float64), np.full(3, stride), (shape[0], shape[1], shape[2]))
+
+    def about_centre(self, shape: tuple[int, int, int]) -> "Grid":
+        """Grid of the same spacing and directions cropped or padded to ``shape``; voxels stay on the lattice."""
+        before = tuple((m - n) // 2 for n, m in zip(self.shape, shape, strict=True))
+        after = tuple(m - n - b for n, m, b in zip(self.shape, shape, before, strict=True))
+        return self.padded((before[0], before[1], before[2]), (after[0], after[1], after[2]))
+
+    def moved(self, matrix: np.ndarray) -> "Grid":
+        """The grid carried along by a rigid 4x4 matrix (RAS mm)."""
+        return Grid(self.shape, np.asarray(matrix, dtype=np.float64) @ self.affine)
+
+    def _from_corner(self, corner: np.ndarray, stride: np.ndarray, shape: tuple[int, int, int]) -> "Grid":
+        affine = self.affine.copy()
+        affine[:3, :3] = affine[:3, :3] * stride
+        affine[:3, 3] = self.affine[:3, :3] @ corner + self.affine[:3, 3]
+        return Grid(shape, affine)
+
+    @staticmethod
+    def _regular(columns: np.ndarray, shape: tuple[int, ...], centre_mm: np.ndarray) -> "Grid":
+        affine = np.eye(4)
+        affine[:3, :3] = columns
+        affine[:3, 3] = centre_mm - columns @ ((np.array(shape) - 1) / 2)
+        return Grid((shape[0], shape[1], shape[2]), affine)
+
+
+def _corners(shape: tuple[int, int, int]) -> np.ndarray:
+    ends = np.stack(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij")).reshape(3, -1)
+    return np.vstack([ends, np.ones(8)])
+
+
+def overlap_mm3(a: Grid, b: Grid, spacing_mm: float = 5.0) -> float:
+    """Volume shared by two fields of view, counted on a lattice of about ``spacing_mm`` in ``a``."""
+    lattice = a.resampled(tuple(float(s) for s in np.minimum(spacing_mm, a.size_mm / 4)))
+    inside = b.contains(lattice.points(torch.float64).flatten(1))
+    return float(inside.sum()) * float(np.prod(lattice.spacing_mm))
+
+
+def sample(
+    data: Float[Tensor, "*b c i j k"],
+    grid: Grid,
+    points_mm: Float[Tensor, "*b 3 n"],
+    interpolation: Interpolation = "linear",
+    outside: float | None = None,
+) -> Float[Tensor, "*b c n"]:
+    """Values of ``data`` (on ``grid``) at world points, differentiable in both with ``"linear"``.
+
+    Beyond the outer voxel centres the border value is repeated; beyond the outer voxel faces the value is ``outside``,
+    or still the border's with ``outside=None``. This is ITK's rule too, so that ITK resamples alike.
+    """
+    index = grid.index(points_mm)
+    size = torch.tensor(grid.shape, dtype=index.dtype, device=index.device)[:, None]
+    values = _nearest(data, index) if interpolation == "nearest" else _linear(data, index, size)
+    if outside is None:
+        return values
+    inside = ((index >= -0.5) & (index <= size - 0.5)).all(-2)
+    return torch.where(inside.unsqueeze(-2), values, torch.as_tensor(outside, dtype=values.dtype, device=values.device))
+
+
+def _nearest(data: Tensor, index: Tensor) -> Tensor:
+    """By gathering, so that integers stay exact and a tie goes to the higher index, as in ITK."""
+    flat = torch.zeros_like(index[..., 0, :], dtype=torch.long)
+    for d, n in enumerate(data.shape[-3:]):
+        flat = flat * n + (index[..., d, :] + 0.5).floor().long().clamp(0, n - 1)
+    return data.flatten(-3).gather(-1, flat.unsqueeze(-2).expand(*data.shape[:-3], -1))
+
+
+def _linear(data: Tensor, index: Tensor, size: Tensor) -> Tensor:
+    unit = (2 * index / (size - 1).clamp(min=1) - 1).flip(-2).to(data.dtype)
+    batch, n = unit.shape[:-2], unit.shape[-1]
+    volumes = data.reshape(-1, *data.shape[-4:])
+    where = unit.reshape(-1, 3, n).transpose(1, 2)
+    # torch runs one thread per batch entry: deal the points of a single volume out as if they were a batch
+    alone = len(volumes) == 1 and n >= 50_000 and data.device.type == "cpu" and not data.requires_grad
+    parts = torch.get_num_threads() if alone else 1
+    if parts > 1:
+        where = torch.cat([where, where[:, : -n % parts]], 1).reshape(parts, -1, 3)
+        volumes = volumes.expand(parts, *volumes.shape[1:])
+    values = grid_sample(volumes, where[:, None, None], mode="bilinear", padding_mode="border", align_corners=True)[:, :, 0, 0]
+    if parts > 1:
+        values = values.transpose(0, 1).reshape(1, volumes.shape[1], -1)[..., :n]
+    return values.reshape(*batch, -1, n)

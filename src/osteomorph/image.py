@@ -1,0 +1,80 @@
+"""Image and Labels: voxels with the grid they lie on. How each is interpolated follows from its type."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self, final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from osteomorph.geometry import Grid
+
+
+def _check_shape(data: Tensor, grid: Grid) -> None:
+    if data.ndim != 4 or tuple(data.shape[1:]) != grid.shape:
+        raise ValueError(f"Voxels {tuple(data.shape)} do not fit the grid {grid.shape}: expected (channels, i, j, k).")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Image:
+    """Intensities, interpolated linearly or better.
+
+    data: (c, i, j, k) float32 or float64.
+    stored: data type on disk, kept so that results go back in the type they came in.
+    """
+
+    data: Float[Tensor, "c i j k"] = field(repr=False)
+    grid: Grid
+    stored: np.dtype = field(default=np.dtype(np.float32))
+
+    def __post_init__(self) -> None:
+        _check_shape(self.data, self.grid)
+
+    def with_data(self, data: Float[Tensor, "c i j k"]) -> Self:
+        """Other intensities on the same grid."""
+        return replace(self, data=data)
+
+    def to(self, device: torch.device | str) -> Self:
+        return replace(self, data=self.data.to(device))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """A map of label ids, 0 for background, interpolated by nearest neighbour alone.
+
+    data: (1, i, j, k) integer.
+    names: id -> name, where known.
+    """
+
+    data: Int[Tensor, "1 i j k"] = field(repr=False)
+    grid: Grid
+    names: Mapping[int, str] = field(default_factory=dict)
+    stored: np.dtype = field(default=np.dtype(np.uint8))
+
+    def __post_init__(self) -> None:
+        _check_shape(self.data, self.grid)
+
+    def ids(self) -> list[int]:
+        """Ids that occur, background left out, ascending."""
+        return [int(v) for v in torch.unique(self.data) if v != 0]
+
+    def name(self, label: int) -> str:
+        return self.names.get(label, str(label))
+
+    def mask(self, ids: Iterable[int] | None = None) -> Bool[Tensor, "1 i j k"]:
+        """Where any of ``ids`` is (all but background by default)."""
+        if ids is None:
+            return self.data != 0
+        wanted = torch.tensor(sorted(ids), dtype=self.data.dtype, device=self.data.device)
+        return torch.isin(self.data, wanted)
+
+    def only(self, ids: Iterable[int]) -> Self:
+        """The same map with every other id set to background."""
+        return replace(self, data=self.data * self.mask(ids))
+
+    def to(self, device: torch.device | str) -> Self:
+        return replace(self, data=self.data.to(device))

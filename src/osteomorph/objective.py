@@ -1,0 +1,164 @@
+"""Alignment, computed once and read by every term and metric; Term; Objective, their weighted sum."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from osteomorph.case import Case
+from osteomorph.geometry import sample
+from osteomorph.image import Image
+from osteomorph.transforms import Displacement
+
+Describe = Callable[[Image], Image]
+"""Turns an image into feature channels on the same grid (for example MIND)."""
+
+
+@final
+@dataclass(eq=False)
+class Alignment:
+    """A case under a warp: moved(x) = moving(x + u(x)), x on a lattice of the fixed grid.
+
+    case: prepared, the rigid start already applied to the moving side, so that both sides share their world.
+    warp: u in mm, on a grid of its own.
+    stride, offset: which voxels of the fixed grid the similarities look at.
+    rigid_labels: ids of the bones that ought to stay rigid; empty for none.
+    rigid_frame: where the rigid mask comes from: the fixed labels, the moving labels pulled back by the warp (``"warped"``),
+        the moving labels as they are stored (``"moving"``, as written in the thesis), or fixed and warped (``"both"``).
+    memo: shared by the alignments of one case, so that an image is described once.
+    """
+
+    case: Case
+    warp: Displacement
+    stride: int = 1
+    offset: tuple[int, int, int] = (0, 0, 0)
+    rigid_labels: tuple[int, ...] = ()
+    rigid_frame: str = "warped"
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+    # -- points -----------------------------------------------------------------------------------------------------
+    @cached_property
+    def points(self) -> Float[Tensor, "3 n"]:
+        """World mm of the lattice."""
+        lattice = self.case.fixed.grid.strided(self.stride, self.offset)
+        return lattice.points(self.warp.vectors.dtype, self.warp.vectors.device).flatten(1)
+
+    @cached_property
+    def moved_points(self) -> Float[Tensor, "3 n"]:
+        """x + u(x) in mm."""
+        return self.warp(self.points)
+
+    # -- similarity reads ---------------------------------------------------------------------------------------------
+    def fixed_values(self, describe: Describe | None = None) -> Float[Tensor, "c n"]:
+        """Channels of the fixed image on the lattice."""
+        return self._on_lattice(self._described(self.case.fixed, describe).data)
+
+    def moved_values(self, describe: Describe | None = None) -> Float[Tensor, "c n"]:
+        """Channels of the moving image at the moved points. Described before it is moved."""
+        image = self._described(self.case.moving, describe)
+        return sample(image.data, image.grid, self.moved_points)
+
+    @cached_property
+    def weight(self) -> Float[Tensor, " n"]:
+        """Fixed mask times moving mask, and 0 beyond the moving field of view. Carries no gradient."""
+        with torch.no_grad():
+            moved = self.moved_points
+            weight = self.case.moving.grid.contains(moved).to(moved.dtype)
+            if self.case.fixed_mask is not None:
+                weight = weight * self._on_lattice(self.case.fixed_mask.data)[0]
+            if self.case.moving_mask is not None:
+                weight = weight * sample(self.case.moving_mask.data, self.case.moving_mask.grid, moved)[0]
+        return weight
+
+    # -- label reads --------------------------------------------------------------------------------------------------
+    @cached_property
+    def shared_labels(self) -> list[int]:
+        """Ids that both label maps hold."""
+        fixed, moving = self.case.fixed_labels, self.case.moving_labels
+        if fixed is None or moving is None:
+            return []
+        if "shared" not in self.memo:
+            self.memo["shared"] = sorted(set(fixed.ids()) & set(moving.ids()))
+        ids: list[int] = self.memo["shared"]
+        return ids
+
+    def fixed_onehot(self) -> Float[Tensor, "c n"]:
+        """One channel per shared label on the lattice."""
+        return self._on_lattice(self._onehot("fixed").data)
+
+    def moved_onehot(self) -> Float[Tensor, "c n"]:
+        """Moving labels, one channel each, interpolated linearly at the moved points."""
+        onehot = self._onehot("moving")
+        return sample(onehot.data, onehot.grid, self.moved_points)
+
+    @cached_property
+    def rigid_mask(self) -> Bool[Tensor, "i j k"]:
+        """Voxels of the warp's grid that lie in a bone that ought to stay rigid."""
+        grid, dtype, device = self.warp.grid, self.warp.vectors.dtype, self.warp.vectors.device
+        points = grid.points(dtype, device).flatten(1)
+        mask = torch.zeros(points.shape[1], dtype=torch.bool, device=device)
+        fixed, moving = self.case.fixed_labels, self.case.moving_labels
+        with torch.no_grad():
+            if self.rigid_labels and fixed is not None and self.rigid_frame in ("fixed", "both"):
+                inside = fixed.mask(self.rigid_labels).to(torch.int8)
+                mask |= sample(inside, fixed.grid, points, "nearest", 0)[0] > 0
+            if self.rigid_labels and moving is not None and self.rigid_frame in ("warped", "moving", "both"):
+                inside = moving.mask(self.rigid_labels).to(torch.int8)
+                where = points if self.rigid_frame == "moving" else points + self.warp.vectors.detach().flatten(1)
+                mask |= sample(inside, moving.grid, where, "nearest", 0)[0] > 0
+        return mask.unflatten(0, grid.shape)
+
+    # -- helpers ------------------------------------------------------------------------------------------------------
+    def _on_lattice(self, data: Tensor) -> Tensor:
+        (a, b, c), s = self.offset, self.stride
+        return data[:, a::s, b::s, c::s].flatten(1)
+
+    def _described(self, image: Image, describe: Describe | None) -> Image:
+        if describe is None:
+            return image
+        key = (describe, id(image))
+        if key not in self.memo:
+            self.memo[key] = describe(image)
+        found: Image = self.memo[key]
+        return found
+
+    def _onehot(self, side: str) -> Image:
+        key = ("onehot", side)
+        if key not in self.memo:
+            labels = self.case.fixed_labels if side == "fixed" else self.case.moving_labels
+            if labels is None:
+                raise ValueError(f"This alignment has no {side} labels.")
+            channels = torch.cat([(labels.data == label) for label in self.shared_labels])
+            self.memo[key] = Image(channels.to(self.warp.vectors.dtype), labels.grid)
+        found: Image = self.memo[key]
+        return found
+
+
+class Term(ABC):
+    """Alignment -> scalar; smaller is better. Each says its unit and what minimises it."""
+
+    @abstractmethod
+    def __call__(self, alignment: Alignment) -> Float[Tensor, ""]: ...
+
+
+@final
+@dataclass(frozen=True)
+class Objective:
+    """Named weighted sum of terms."""
+
+    terms: Sequence[tuple[str, float, Term]]
+
+    def __call__(self, alignment: Alignment) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """The sum, and each term's own value before its weight."""
+        total = torch.zeros((), dtype=alignment.warp.vectors.dtype, device=alignment.warp.vectors.device)
+        values: dict[str, float] = {}
+        for name, weight, term in self.terms:
+            value = term(alignment)
+            values[name] = float(value.detach())
+            total = total + weight * value
+        return total, values

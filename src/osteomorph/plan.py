@@ -1,0 +1,126 @@
+"""Plan: every choice of a registration, frozen, one model per stage. Recipes build them; TOML or JSON files hold them."""
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from osteomorph.errors import InputError
+
+
+class _Stage(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PreparePlan(_Stage):
+    """From files to one canonical case."""
+
+    spacing_mm: float = Field(default=1.0, gt=0)
+    """Isotropic spacing images are registered at."""
+    shape: tuple[int, int, int] | None = None
+    """Voxels to crop or pad to, as (anterior-posterior, inferior-superior, left-right); None keeps the field of view."""
+    percentiles: tuple[float, float] = (1.0, 99.0)
+    """Intensities that become 0 and 1."""
+    clip: bool = True
+    """Whether intensities beyond the percentiles are clipped to [0, 1]."""
+
+
+class InitialisePlan(_Stage):
+    """The rigid start."""
+
+    method: Literal["auto", "labels", "images", "none"] = "auto"
+    """auto: on labels where both sides have them, else on images."""
+    backend: Literal["core", "elastix"] = "core"
+    """Who registers labels: this package, or elastix (program on the PATH, or the [elastix] extra)."""
+    labels: tuple[int, ...] = ()
+    """Ids to start on; empty for all that both sides hold. The thesis starts on L5 alone."""
+    spacings_mm: tuple[float, ...] = (8.0, 4.0, 2.0)
+    """Resolutions of the start on images, coarse to fine."""
+    bins: int = 32
+    """Histogram bins of the start on images."""
+
+
+class Weights(_Stage):
+    """Weight of each term in the sum that is minimised; 0 leaves a term out."""
+
+    mutual_information: float = Field(default=0.0, ge=0)
+    """Per nat."""
+    mind: float = Field(default=0.0, ge=0)
+    """Per mean squared difference of MIND-SSC channels."""
+    dice: float = Field(default=0.0, ge=0)
+    """Per unit of 1 - Dice, where both sides have labels."""
+    diffusion: float = Field(default=0.0, ge=0)
+    """Per unit of the mean squared gradient of u."""
+    bending: float = Field(default=0.0, ge=0)
+    """Per 1/mm^2 of bending energy."""
+    rigidity: float = Field(default=0.0, ge=0)
+    """Per unit of the rigidity penalty, inside bones."""
+
+
+class Level(_Stage):
+    """One pass of the optimiser."""
+
+    control_mm: float = Field(gt=0)
+    """Spacing of the cubic B-spline control points; at or below the field's spacing every voxel is free."""
+    iterations: int = Field(ge=0)
+    """Steps of Adam."""
+    step_mm: float = Field(gt=0)
+    """Step length at the start of the level; it decays to a fifth."""
+    stride: int = Field(default=4, ge=1)
+    """Every stride-th voxel is looked at, from a new offset each iteration."""
+    smooth_mm: float = Field(default=0.0, ge=0)
+    """Gaussian smoothing of both images before this level."""
+    bending_factor: float = Field(default=1.0, ge=0)
+    """Multiplies the bending weight."""
+
+
+class RefinePlan(_Stage):
+    """Instance optimisation of the soft field."""
+
+    field: Literal["displacement", "velocity"] = "displacement"
+    """What is optimised: u itself, or a stationary velocity whose flow is x + u."""
+    field_spacing_mm: float = Field(default=2.0, gt=0)
+    """Spacing of the field that is optimised, stored and applied; linear in between."""
+    levels: tuple[Level, ...] = ()
+    """Coarse to fine; none leaves the rigid start as it is."""
+    weights: Weights = Weights()
+    bins: int = Field(default=24, ge=4)
+    """Histogram bins per image."""
+    kernel: Literal["gaussian", "bspline"] = "gaussian"
+    """Parzen window of the mutual information."""
+    rigid_frame: Literal["auto", "fixed", "warped", "moving", "both"] = "auto"
+    """Labels that say where bone is: auto takes what there is, the moving ones pulled back by the current warp."""
+
+
+class Plan(_Stage):
+    """Everything that decides a result besides the files."""
+
+    name: str = "default"
+    prepare: PreparePlan = PreparePlan()
+    initialise: InitialisePlan = InitialisePlan()
+    refine: RefinePlan = RefinePlan()
+    interpolation: Literal["linear", "bspline"] = "bspline"
+    """Of the moved image that is written; registration itself interpolates linearly."""
+    seed: int = 0
+    """Of the offsets that the optimiser draws."""
+
+    def digest(self) -> str:
+        """SHA-256 of the plan's content."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """A plan from a TOML or JSON file; fields left out keep their defaults."""
+        try:
+            text = path.read_text(encoding="utf-8")
+            content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"{path}: {where}: {first['msg']}. See docs/extending.md for a plan's fields.") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+            raise InputError(f"{path} is not a readable plan ({error}). Give a TOML or JSON file, or a recipe's name.") from None
