@@ -16,7 +16,7 @@ _HOME = {
     "Labels": "image",
     "Objective": "objective",
     "Plan": "plan",
-    "Registration": "register",
+    "Registration": "registration",
     "Rigid": "transforms",
     "Term": "objective",
     "Transform": "transforms",
@@ -24,8 +24,8 @@ _HOME = {
     "read_image": "io",
     "read_labels": "io",
     "read_transform": "io",
-    "register": "register",
-    "resample": "resample",
+    "register": "registration",
+    "resample": "resampling",
     "write_image": "io",
 }
 
@@ -35,7 +35,7 @@ __all__ = sorted([*_HOME, "__version__"])
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         value = getattr(import_module(f"osteomorph.{_HOME[name]}"), name)
-        globals()[name] = value  # "register" and "resample" are modules too: the function wins
+        globals()[name] = value
         return value
     raise AttributeError(f"module 'osteomorph' has no attribute {name!r}")
 
