@@ -5,12 +5,12 @@ World coordinates are RAS+ millimetres. Points and vectors carry their three com
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Self, final
+from typing import Literal, final
 
 import nibabel as nib
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
@@ -53,7 +53,7 @@ class Grid:
     def __hash__(self) -> int:
         return hash((self.shape, self.affine.tobytes()))
 
-    def isclose(self, other: Self, tolerance_mm: float = 1e-3) -> bool:
+    def isclose(self, other: "Grid", tolerance_mm: float = 1e-3) -> bool:
         """Same shape, and no voxel centre further than ``tolerance_mm`` from its twin."""
         if self.shape != other.shape:
             return False
@@ -175,12 +175,12 @@ def overlap_mm3(a: Grid, b: Grid, spacing_mm: float = 5.0) -> float:
 
 
 def sample(
-    data: Float[Tensor, "*b c i j k"],
+    data: Num[Tensor, "*b c i j k"],
     grid: Grid,
     points_mm: Float[Tensor, "*b 3 n"],
     interpolation: Interpolation = "linear",
     outside: float | None = None,
-) -> Float[Tensor, "*b c n"]:
+) -> Num[Tensor, "*b c n"]:
     """Values of ``data`` (on ``grid``) at world points, differentiable in both with ``"linear"``.
 
     Beyond the outer voxel centres the border value is repeated; beyond the outer voxel faces the value is ``outside``,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Self, final
+from typing import final
 
 import numpy as np
 import torch
@@ -33,11 +33,11 @@ class Image:
     def __post_init__(self) -> None:
         _check_shape(self.data, self.grid)
 
-    def with_data(self, data: Float[Tensor, "c i j k"]) -> Self:
+    def with_data(self, data: Float[Tensor, "c i j k"]) -> "Image":
         """Other intensities on the same grid."""
         return replace(self, data=data)
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "Image":
         return replace(self, data=self.data.to(device))
 
 
@@ -72,9 +72,9 @@ class Labels:
         wanted = torch.tensor(sorted(ids), dtype=self.data.dtype, device=self.data.device)
         return torch.isin(self.data, wanted)
 
-    def only(self, ids: Iterable[int]) -> Self:
+    def only(self, ids: Iterable[int]) -> "Labels":
         """The same map with every other id set to background."""
         return replace(self, data=self.data * self.mask(ids))
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "Labels":
         return replace(self, data=self.data.to(device))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from osteomorph.case import Case
 from osteomorph.geometry import sample
-from osteomorph.image import Image
+from osteomorph.image import Image, Labels
 from osteomorph.transforms import Displacement
 
 Describe = Callable[[Image], Image]
@@ -105,12 +105,10 @@ class Alignment:
         fixed, moving = self.case.fixed_labels, self.case.moving_labels
         with torch.no_grad():
             if self.rigid_labels and fixed is not None and self.rigid_frame in ("fixed", "both"):
-                inside = fixed.mask(self.rigid_labels).to(torch.int8)
-                mask |= sample(inside, fixed.grid, points, "nearest", 0)[0] > 0
+                mask |= sample(self._bones("fixed", fixed), fixed.grid, points, "nearest", 0)[0] > 0
             if self.rigid_labels and moving is not None and self.rigid_frame in ("warped", "moving", "both"):
-                inside = moving.mask(self.rigid_labels).to(torch.int8)
                 where = points if self.rigid_frame == "moving" else points + self.warp.vectors.detach().flatten(1)
-                mask |= sample(inside, moving.grid, where, "nearest", 0)[0] > 0
+                mask |= sample(self._bones("moving", moving), moving.grid, where, "nearest", 0)[0] > 0
         return mask.unflatten(0, grid.shape)
 
     # -- helpers ------------------------------------------------------------------------------------------------------
@@ -125,6 +123,13 @@ class Alignment:
         if key not in self.memo:
             self.memo[key] = describe(image)
         found: Image = self.memo[key]
+        return found
+
+    def _bones(self, side: str, labels: Labels) -> Tensor:
+        key = ("bones", side, self.rigid_labels)
+        if key not in self.memo:
+            self.memo[key] = labels.mask(self.rigid_labels).to(torch.int8)
+        found: Tensor = self.memo[key]
         return found
 
     def _onehot(self, side: str) -> Image:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -112,7 +112,7 @@ class Plan(_Stage):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path) -> "Plan":
         """A plan from a TOML or JSON file; fields left out keep their defaults."""
         try:
             text = path.read_text(encoding="utf-8")

@@ -97,10 +97,22 @@ def regrid(image: Image, onto: Grid) -> Image:
 
 
 def regrid_labels(labels: Labels, onto: Grid) -> Labels:
-    """The labels on a grid of the same frame, each voxel taking the nearest one."""
-    from osteomorph.transforms import Rigid
-
-    return labels if labels.grid == onto else resample(labels, Rigid.identity(), onto)
+    """The labels on a grid of the same directions, each voxel taking the nearest one; 0 outside."""
+    if not np.allclose(labels.grid.direction, onto.direction, atol=1e-6):
+        raise ValueError("regrid_labels keeps directions; use resample() with a transform for another orientation.")
+    if labels.grid == onto:
+        return labels
+    data = labels.data
+    first = np.linalg.inv(labels.grid.affine) @ np.append(onto.affine[:3, 3], 1.0)
+    for d in range(3):
+        step = onto.spacing_mm[d] / labels.grid.spacing_mm[d]
+        index = torch.as_tensor(np.floor(first[d] + step * np.arange(onto.shape[d]) + 0.5), dtype=torch.long)
+        n = labels.grid.shape[d]
+        inside = ((index >= 0) & (index < n)).to(data.dtype)
+        shape = [1, 1, 1, 1]
+        shape[d + 1] = -1
+        data = data.index_select(d + 1, index.clamp(0, n - 1)) * inside.reshape(shape)
+    return Labels(data, onto, labels.names, labels.stored)
 
 
 def _lanczos_matrix(n: int, m: int, first: float, step: float) -> np.ndarray:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self, final
+from typing import final
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ class Rigid(Transform):
         object.__setattr__(self, "matrix", matrix)
 
     @classmethod
-    def identity(cls) -> Self:
+    def identity(cls) -> "Rigid":
         return cls(np.eye(4))
 
     def __call__(self, points_mm: Float[Tensor, "3 n"]) -> Float[Tensor, "3 n"]:

@@ -1,0 +1,95 @@
+"""What a transform does to each bone: its best rigid motion, and what is left of it."""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from osteomorph.image import Labels
+from osteomorph.transforms import Rigid, Transform
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Bone:
+    """One bone under a transform, fixed -> moving.
+
+    pose: best rigid fit over the bone's voxels (RAS mm).
+    residual_mm: largest distance between the transform and that pose inside the bone; 0 for an exactly rigid bone.
+    rotation_deg, shift_mm: of the pose, the shift taken at the bone's centroid.
+    rotation_after_start_deg, shift_after_start_mm: the same without the rigid start.
+    """
+
+    label: int
+    name: str
+    pose: Rigid
+    residual_mm: float
+    residual_rms_mm: float
+    rotation_deg: float
+    shift_mm: tuple[float, float, float]
+    rotation_after_start_deg: float
+    shift_after_start_mm: tuple[float, float, float]
+    volume_mm3: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "label": self.label,
+            "name": self.name,
+            "matrix": self.pose.matrix.tolist(),
+            "rotation_deg": self.rotation_deg,
+            "displacement_mm": list(self.shift_mm),
+            "rotation_after_start_deg": self.rotation_after_start_deg,
+            "displacement_after_start_mm": list(self.shift_after_start_mm),
+            "rigidity_residual_mm": self.residual_mm,
+            "rigidity_residual_rms_mm": self.residual_rms_mm,
+            "uncertainty": None,
+            "volume_mm3": self.volume_mm3,
+        }
+
+
+def rigid_fit(points: np.ndarray, moved: np.ndarray) -> Rigid:
+    """Least-squares rigid motion of (3, n) points onto (3, n) moved ones (Kabsch, 1976)."""
+    centre, target = points.mean(1, keepdims=True), moved.mean(1, keepdims=True)
+    u, _, vt = np.linalg.svd((moved - target) @ (points - centre).T)
+    rotation = u @ np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ vt))]) @ vt
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = rotation, (target - rotation @ centre)[:, 0]
+    return Rigid(matrix)
+
+
+def bones_under(transform: Transform, start: Rigid, labels: Labels, ids: tuple[int, ...]) -> tuple[Bone, ...]:
+    """Every bone of a label map in fixed space (the fixed labels, or the moving ones already pulled back)."""
+    found = []
+    points = labels.grid.points(torch.float64)
+    for label in ids:
+        mask = labels.data[0] == label
+        if int(mask.sum()) < 4:  # fewer points leave a rotation undetermined
+            continue
+        here = points[:, mask]
+        moved = transform(here).numpy()
+        pose = rigid_fit(here.numpy(), moved)
+        left = np.linalg.norm(pose(here).numpy() - moved, axis=0)
+        relative = start.inverse().after(pose)
+        assert isinstance(relative, Rigid)
+        centroid = here.mean(1, keepdim=True)
+        found.append(
+            Bone(
+                label=label,
+                name=labels.name(label),
+                pose=pose,
+                residual_mm=float(left.max()),
+                residual_rms_mm=float(np.sqrt((left**2).mean())),
+                rotation_deg=pose.angle_deg,
+                shift_mm=_triple(pose(centroid) - centroid),
+                rotation_after_start_deg=relative.angle_deg,
+                shift_after_start_mm=_triple(relative(centroid) - centroid),
+                volume_mm3=float(mask.sum()) * float(np.prod(labels.grid.spacing_mm)),
+            )
+        )
+    return tuple(found)
+
+
+def _triple(vector: torch.Tensor) -> tuple[float, float, float]:
+    x, y, z = (float(v) for v in vector.flatten())
+    return x, y, z

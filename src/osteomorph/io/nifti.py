@@ -1,0 +1,183 @@
+"""NIfTI through nibabel: headers exactly as they are, RAS+ mm."""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
+from nibabel.spatialimages import HeaderDataError
+
+from osteomorph.errors import InputError
+from osteomorph.geometry import Grid
+from osteomorph.io.files import PathLike, suffix, writing
+from osteomorph.io.headers import Header, repaired_grid, warn
+from osteomorph.transforms import Transform
+
+VECTORS_RAS, VECTORS_LPS = 1006, 1007
+
+NiftiImage = Any
+"""nibabel's Nifti1Image or Nifti2Image, whose annotations say too little."""
+
+_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+_DEFLATE_LIMIT = 1032
+"""Deflate shrinks data by no more than this."""
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """nibabel finds damage late and in many ways."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ImageFileError, HeaderDataError, EOFError, zlib.error, OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} is truncated or damaged ({reason}). Copy or export it again.") from None
+
+
+def _open(path: Path) -> NiftiImage:
+    with _damage(path):
+        image: NiftiImage = nib.load(path, mmap=False)
+        header = image.header
+        needed = int(np.prod(header.get_data_shape(), dtype=np.float64)) * header.get_data_dtype().itemsize
+        if needed > path.stat().st_size * (_DEFLATE_LIMIT if suffix(path) == ".nii.gz" else 1):
+            raise EOFError(f"{needed} bytes of voxels expected")
+        return image
+
+
+def header(path: Path) -> Header:
+    """Header of a NIfTI file.
+
+    Raises InputError: damaged, or its geometry cannot be used.
+    """
+    return _header(path, _open(path))
+
+
+def _header(path: Path, image: NiftiImage) -> Header:
+    with _damage(path):
+        head = image.header
+        shape = tuple(int(n) for n in head.get_data_shape())
+        slope, inter = head.get_slope_inter()
+        scaled = slope not in (None, 1.0) or inter not in (None, 0.0)
+        dtype = head.get_data_dtype().newbyteorder("=")
+        spacing = _spacing_as_stored(path, image)
+    grid = repaired_grid(shape[:3], _affine(path, image, spacing), path) if len(shape) >= 3 and min(shape) > 0 else None
+    return Header(path, shape, dtype, grid, scaled, int(head["intent_code"]))
+
+
+def _affine(path: Path, image: NiftiImage, spacing: np.ndarray) -> np.ndarray:
+    """Index -> RAS+ mm: the sform where its code is above 0, else the qform, else what the spacing alone gives."""
+    head = image.header
+    sform, qform = int(head["sform_code"]), int(head["qform_code"])
+    if sform > 0:
+        affine = head.get_sform()
+        apart = _disagreement_mm(image) if qform > 0 and spacing.min() > 0 else 0.0
+        if apart > 0.1:
+            warn(path, f"its sform and qform disagree by up to {apart:.1f} mm; the sform is used, other tools may differ.")
+    else:
+        if spacing.min() <= 0:
+            axis = int(spacing.argmin())
+            raise InputError(
+                f"{path}: its header gives a spacing of 0 mm along array axis {axis}. Write it again with the real spacing."
+            )
+        with _damage(path):
+            affine = head.get_best_affine()
+        if qform <= 0:
+            warn(path, "its header has no orientation or position; array axes are assumed to run left, anterior, superior.")
+    unit = _spatial_unit(image)
+    if unit in ("meter", "micron"):
+        warn(path, f"its header is in {unit}s; it is converted to mm.")
+    return np.vstack([affine[:3] * _MM[unit], [[0, 0, 0, 1]]])
+
+
+def _disagreement_mm(image: NiftiImage) -> float:
+    """Largest distance of a corner voxel by the sform from itself by the qform; a qform that is none counts as agreeing."""
+    head = image.header
+    try:
+        apart = (head.get_sform() - head.get_qform())[:3]
+    except (HeaderDataError, ValueError):
+        return 0.0
+    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in image.shape[:3]], [1], indexing="ij")).reshape(4, -1)
+    return float(np.linalg.norm(apart @ corners, axis=0).max())
+
+
+def _spatial_unit(image: NiftiImage) -> str:
+    try:
+        unit = image.header.get_xyzt_units()[0]
+    except KeyError:
+        return "unknown"
+    return unit if unit in _MM else "unknown"
+
+
+def _spacing_as_stored(path: Path, image: NiftiImage) -> np.ndarray:
+    """nibabel sets a spacing of 0 to 1 on loading; here it is as it stands."""
+    with ImageOpener(str(path)) as file:
+        return np.abs(np.asarray(type(image.header).from_fileobj(file, check=False)["pixdim"][1:4], dtype=np.float64))
+
+
+def voxels(head: Header) -> np.ndarray:
+    """Voxels of the file a header is of: in the data type on disk, or floating where the header scales them.
+
+    Raises InputError: damaged.
+    """
+    image = _open(head.path)
+    with _damage(head.path):
+        return np.asarray(image.dataobj.get_scaled(np.float32) if head.scaled else image.dataobj.get_unscaled())
+
+
+def write_voxels(path: PathLike, data: np.ndarray, grid: Grid) -> None:
+    """Voxels (i, j, k) in their own data type; sform and qform both scanner (code 1), mm."""
+    with writing(path) as target:
+        _save(target, nib.Nifti1Image(data, grid.affine, dtype=data.dtype))
+
+
+def _save(path: Path, image: NiftiImage) -> None:
+    """gzip at level 1, nibabel's own choice, with no time stamp: the same image gives the same bytes."""
+    image.header.set_xyzt_units("mm", "unknown")
+    image.set_sform(image.affine, code=1)
+    image.set_qform(image.affine, code=1)
+    nib.save(image, path)
+
+
+def write_displacement(path: PathLike, transform: Transform, grid: Grid) -> None:
+    """u(x) = T(x) - x at the voxel centres of ``grid`` (fixed space), as ITK, ANTs and Slicer read it.
+
+    5-D (i, j, k, 1, 3) float32, intent 1006 (displacement vectors), components along RAS axes in mm.
+    """
+    if suffix(path) not in (".nii", ".nii.gz"):
+        raise InputError(f"{path}: a displacement is written as .nii or .nii.gz. Give a name that ends so.")
+    vectors = transform.displacement(grid).numpy().transpose(1, 2, 3, 0)[:, :, :, None]
+    image = nib.Nifti1Image(vectors, grid.affine)
+    image.header.set_intent("displacement vector")
+    image.header["descrip"] = b"T(x)-x at fixed x, fixed to moving, mm along RAS axes"
+    with writing(path) as target:
+        _save(target, image)
+
+
+def vectors(path: Path) -> tuple[np.ndarray, Grid, int]:
+    """(3, i, j, k) float32 displacements in mm of a 5-D NIfTI, with their grid and intent, which says their frame.
+
+    Raises InputError: damaged, an image, or vectors whose unit and frame the header does not say.
+    """
+    head = header(path)
+    if head.grid is None or len(head.shape) != 5 or head.shape[3:] != (1, 3):
+        vectors_of_some_kind = len(head.shape) >= 4 and head.shape[-1] == 3
+        what = "does not say the unit and frame of its vectors" if vectors_of_some_kind else "holds an image"
+        raise InputError(
+            f"{path} {what}, so it is no transform. "
+            "Give a transform.h5, or displacements in mm as 5-D NIfTI (i, j, k, 1, 3) with intent 1006 or 1007."
+        )
+    image = _open(path)
+    if head.intent not in (VECTORS_RAS, VECTORS_LPS) or image.header["intent_name"].item().startswith(b"NREG"):
+        raise InputError(
+            f"{path}: its vectors are of a kind that is not read (intent {head.intent}). "
+            "Convert them to displacements in mm with intent 1006 (RAS) or 1007 (LPS)."
+        )
+    with _damage(path):
+        stored = np.asarray(image.dataobj.get_scaled(np.float32), dtype=np.float32)
+    return stored[:, :, :, 0].transpose(3, 0, 1, 2), head.grid, head.intent

@@ -1,0 +1,71 @@
+"""How much memory a registration will take, known before it begins."""
+
+import math
+from pathlib import Path
+
+import psutil
+
+from osteomorph.errors import InputError
+from osteomorph.geometry import Grid
+from osteomorph.plan import Plan
+
+BASE_BYTES = 600 * 2**20
+"""Libraries and small change."""
+
+
+def estimate_bytes(fixed: Grid, moving: Grid, plan: Plan) -> int:
+    """Peak of a registration of these two grids (upper bound, checked in the tests against what was measured)."""
+    spacing = plan.prepare.spacing_mm
+    prepared_fixed = fixed.resampled(spacing).voxels if plan.prepare.shape is None else math.prod(plan.prepare.shape)
+    prepared_moving = moving.resampled(spacing).voxels if plan.prepare.shape is None else math.prod(plan.prepare.shape)
+    channels = 13 if plan.refine.weights.mind > 0 else 2
+    field = fixed.resampled(plan.refine.field_spacing_mm).voxels if plan.refine.levels else 0
+    native = 12 * (fixed.voxels + moving.voxels)  # images and labels as they came
+    features = 4 * (channels + 6) * (prepared_fixed + prepared_moving)
+    optimiser = 4 * 3 * 20 * field
+    output = 4 * 3 * 4 * fixed.voxels + 8 * 12 * field
+    return int(BASE_BYTES + native + max(features + optimiser, output))
+
+
+def available_bytes() -> int:
+    """Memory this process may still take: what the machine has free, or less where a limit is set."""
+    limits = [psutil.virtual_memory().available]
+    try:
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if soft != resource.RLIM_INFINITY:
+            limits.append(soft - psutil.Process().memory_info().vms)
+    except ImportError:  # Windows has no such limit
+        pass
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            limits.append(int(text) - psutil.Process().memory_info().rss)
+    return max(0, min(limits))
+
+
+def check_memory(fixed: Grid, moving: Grid, plan: Plan) -> int:
+    """The estimate; InputError where it exceeds what is available."""
+    needed, free = estimate_bytes(fixed, moving, plan), available_bytes()
+    if needed > free:
+        raise InputError(
+            f"This pair needs about {needed / 2**30:.1f} GB of memory and {free / 2**30:.1f} GB are available. Crop the images, "
+            f"or give a plan with a larger prepare.spacing_mm (now {plan.prepare.spacing_mm:g} mm)."
+        )
+    return needed
+
+
+def peak_bytes() -> int:
+    """Largest resident size of this process so far."""
+    try:
+        import resource
+        import sys
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    except ImportError:  # Windows
+        return int(psutil.Process().memory_info().peak_wset)

@@ -1,0 +1,85 @@
+"""Recipes: functions that return a Plan. To add a variant, add a function."""
+
+from collections.abc import Callable
+
+from osteomorph.errors import InputError
+from osteomorph.plan import InitialisePlan, Level, Plan, PreparePlan, RefinePlan, Weights
+
+THESIS_LEVELS = (
+    Level(control_mm=16, iterations=60, step_mm=1.0, stride=4, smooth_mm=2.0),
+    Level(control_mm=8, iterations=60, step_mm=0.5, stride=3, smooth_mm=1.0),
+    Level(control_mm=4, iterations=60, step_mm=0.25, stride=2),
+)
+
+
+def default() -> Plan:
+    """What `register` runs: MIND and mutual information on a B-spline field, bones held by the rigidity penalty."""
+    return Plan(
+        name="default",
+        refine=RefinePlan(
+            levels=(
+                Level(control_mm=16, iterations=40, step_mm=0.7, bending_factor=3.0),
+                Level(control_mm=12, iterations=40, step_mm=0.4, bending_factor=1.0),
+            ),
+            weights=Weights(mind=40.0, mutual_information=1.0, dice=1.0, bending=10.0, rigidity=2.0),
+        ),
+    )
+
+
+def rigid() -> Plan:
+    """The rigid start alone."""
+    return Plan(name="rigid")
+
+
+def diffeomorphic() -> Plan:
+    """The default over a stationary velocity field: slower, invertible by construction."""
+    base = default()
+    return base.model_copy(update={"name": "diffeomorphic", "refine": base.refine.model_copy(update={"field": "velocity"})})
+
+
+def _thesis(name: str, weights: Weights) -> Plan:
+    return Plan(
+        name=name,
+        prepare=PreparePlan(spacing_mm=1.0, shape=(320, 320, 96), percentiles=(1.0, 99.0), clip=False),
+        initialise=InitialisePlan(method="auto"),
+        refine=RefinePlan(
+            field_spacing_mm=1.0, levels=THESIS_LEVELS, weights=weights, bins=24, kernel="gaussian", rigid_frame="moving"
+        ),
+    )
+
+
+def thesis_us() -> Plan:
+    """Equation 4.7 for one pair: mutual information and diffusion."""
+    return _thesis("thesis-us", Weights(mutual_information=1.0, diffusion=2.0))
+
+
+def thesis_us_rp() -> Plan:
+    """Equation 4.9: the same with the rigidity penalty."""
+    return _thesis("thesis-us-rp", Weights(mutual_information=1.0, diffusion=2.0, rigidity=0.2))
+
+
+def thesis_ws() -> Plan:
+    """Equation 4.8: half mutual information, half Dice, and diffusion."""
+    return _thesis("thesis-ws", Weights(mutual_information=0.5, dice=0.5, diffusion=2.0))
+
+
+def thesis_ws_rp() -> Plan:
+    """Equation 4.10: the same with the rigidity penalty."""
+    return _thesis("thesis-ws-rp", Weights(mutual_information=0.5, dice=0.5, diffusion=2.0, rigidity=0.4))
+
+
+_RECIPES: dict[str, Callable[[], Plan]] = {
+    function.__name__.replace("_", "-"): function
+    for function in (default, rigid, diffeomorphic, thesis_us, thesis_us_rp, thesis_ws, thesis_ws_rp)
+}
+
+
+def recipe_names() -> list[str]:
+    return list(_RECIPES)
+
+
+def recipe(name: str) -> Plan:
+    """The plan of that name."""
+    if name not in _RECIPES:
+        raise InputError(f"There is no recipe {name!r}. Use one of {', '.join(_RECIPES)}, or give a TOML or JSON file.")
+    return _RECIPES[name]()

@@ -1,0 +1,144 @@
+"""Instance optimisation: equation 2.1 for one pair, coarse to fine. Touches a field, never a network."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy import ndimage
+from scipy.interpolate import BSpline
+from torch import Tensor
+
+from osteomorph import fields
+from osteomorph.case import Case
+from osteomorph.geometry import Grid
+from osteomorph.image import Image
+from osteomorph.objective import Alignment, Objective, Term
+from osteomorph.plan import Level, RefinePlan, Weights
+from osteomorph.regularity import Bending, Diffusion, Rigidity
+from osteomorph.similarity import Dice, Mind, MutualInformation
+from osteomorph.transforms import Displacement, Velocity
+
+Progress = Callable[[str, int, int], None]
+"""(stage, steps done, steps in all); raise in it to stop."""
+
+FINAL_STEP = 0.2
+"""Share of a level's step length that is left at its end."""
+
+
+def refine(
+    case: Case, plan: RefinePlan, rigid_labels: tuple[int, ...] = (), seed: int = 0, progress: Progress | None = None
+) -> tuple[Displacement | Velocity, list[dict[str, float]]]:
+    """The warp that minimises the plan's terms, and the terms' values at each step.
+
+    case: prepared, and already under its rigid start.
+    rigid_labels: ids of the bones inside which the rigidity penalty acts.
+    """
+    grid = case.fixed.grid.resampled(plan.field_spacing_mm)
+    vectors = torch.zeros(3, *grid.shape, dtype=case.fixed.data.dtype, device=case.fixed.data.device)
+    generator = torch.Generator().manual_seed(seed)
+    history: list[dict[str, float]] = []
+    total = sum(level.iterations for level in plan.levels)
+    for level in plan.levels:
+        looked_at = _smoothed(case, level.smooth_mm)
+        objective = Objective(_terms(plan, level, case, rigid_labels))
+        basis = _Basis(grid, level.control_mm, vectors.dtype, vectors.device)
+        control = torch.zeros(basis.shape, dtype=vectors.dtype, device=vectors.device, requires_grad=True)
+        optimiser = torch.optim.Adam([control], lr=level.step_mm, betas=(0.9, 0.99), eps=1e-12)
+        memo: dict[object, object] = {}
+        for step in range(level.iterations):
+            for group in optimiser.param_groups:
+                group["lr"] = level.step_mm * (1 - (1 - FINAL_STEP) * step / level.iterations)
+            offset = torch.randint(level.stride, (3,), generator=generator).tolist()
+            warp = Displacement(_integrate(vectors + basis(control), grid, plan), grid)
+            alignment = Alignment(
+                looked_at,
+                warp,
+                stride=level.stride,
+                offset=(offset[0], offset[1], offset[2]),
+                rigid_labels=rigid_labels,
+                rigid_frame=_frame(plan, case),
+                memo=memo,
+            )
+            loss, values = objective(alignment)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"The objective became {float(loss)} at step {len(history)}: {values}.")
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            history.append({"loss": float(loss.detach()), **values})
+            if progress is not None:
+                progress("refine", len(history), total)
+        vectors = (vectors + basis(control)).detach()
+    if plan.field == "velocity":
+        return Velocity(vectors, grid), history
+    return Displacement(vectors, grid), history
+
+
+def _integrate(vectors: Tensor, grid: Grid, plan: RefinePlan) -> Tensor:
+    return fields.exponential(vectors, grid) if plan.field == "velocity" else vectors
+
+
+def _frame(plan: RefinePlan, case: Case) -> str:
+    if plan.rigid_frame != "auto":
+        return plan.rigid_frame
+    return "warped" if case.moving_labels is not None else "fixed"
+
+
+def _terms(plan: RefinePlan, level: Level, case: Case, rigid_labels: tuple[int, ...]) -> list[tuple[str, float, Term]]:
+    weights: Weights = plan.weights
+    both = case.fixed_labels is not None and case.moving_labels is not None
+    wanted: list[tuple[str, float, Term]] = [
+        ("mutual_information", weights.mutual_information, MutualInformation(plan.bins, plan.kernel)),
+        ("mind", weights.mind, Mind()),
+        ("dice", weights.dice if both else 0.0, Dice()),
+        ("diffusion", weights.diffusion, Diffusion()),
+        ("bending", weights.bending * level.bending_factor, Bending()),
+        ("rigidity", weights.rigidity if rigid_labels else 0.0, Rigidity()),
+    ]
+    return [term for term in wanted if term[1] > 0]
+
+
+def _smoothed(case: Case, sigma_mm: float) -> Case:
+    if sigma_mm == 0:
+        return case
+    return Case(
+        _gaussian(case.fixed, sigma_mm),
+        _gaussian(case.moving, sigma_mm),
+        case.fixed_labels,
+        case.moving_labels,
+        case.fixed_mask,
+        case.moving_mask,
+    )
+
+
+def _gaussian(image: Image, sigma_mm: float) -> Image:
+    sigma = sigma_mm / image.grid.spacing_mm
+    smooth = [ndimage.gaussian_filter(channel.cpu().numpy(), sigma, mode="nearest") for channel in image.data]
+    return image.with_data(torch.as_tensor(np.stack(smooth), dtype=image.data.dtype, device=image.data.device))
+
+
+class _Basis:
+    """Cubic B-spline control points -> vectors on a grid, by one matrix per array axis; every voxel free where they would be as dense."""
+
+    def __init__(self, grid: Grid, control_mm: float, dtype: torch.dtype, device: torch.device) -> None:
+        self.matrices: list[Tensor] = []
+        if (control_mm > grid.spacing_mm).all():
+            for n, spacing in zip(grid.shape, grid.spacing_mm, strict=True):
+                matrix = cubic_matrix(n, control_mm / spacing)
+                self.matrices.append(torch.as_tensor(matrix, dtype=dtype, device=device))
+        self.shape = (3, *[m.shape[1] for m in self.matrices]) if self.matrices else (3, *grid.shape)
+
+    def __call__(self, control: Float[Tensor, "3 a b c"]) -> Float[Tensor, "3 i j k"]:
+        for axis, matrix in enumerate(self.matrices, 1):
+            control = torch.tensordot(control, matrix, ([axis], [1])).movedim(-1, axis)
+        return control
+
+
+def cubic_matrix(n: int, step: float) -> np.ndarray:
+    """(n, m) values of m uniform cubic B-splines, ``step`` voxels apart, at n voxel centres; centred, and summing to 1 at each."""
+    intervals = max(1, int(np.ceil((n - 1) / step + 1e-9)))
+    start = (n - 1) / 2 - intervals * step / 2
+    knots = start + step * np.arange(-3, intervals + 4)
+    matrix: np.ndarray = BSpline.design_matrix(np.arange(n, dtype=float), knots, 3, extrapolate=False).toarray()
+    return matrix

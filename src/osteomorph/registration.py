@@ -1,0 +1,439 @@
+"""The path from two images to a transform, and the folder that records it."""
+
+import hashlib
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+
+from osteomorph import __version__, fields
+from osteomorph.bones import Bone, bones_under
+from osteomorph.case import Case
+from osteomorph.errors import InputError
+from osteomorph.foreground import foreground
+from osteomorph.geometry import Grid, overlap_mm3
+from osteomorph.image import Image, Labels
+from osteomorph.initialise import Start, initialise
+from osteomorph.memory import check_memory, peak_bytes
+from osteomorph.objective import Alignment
+from osteomorph.plan import Plan, RefinePlan
+from osteomorph.prepare import moved_case, prepare
+from osteomorph.recipes import recipe, recipe_names
+from osteomorph.refine import Progress
+from osteomorph.refine import refine as optimise
+from osteomorph.resampling import resample
+from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
+
+Bones = Literal["auto", "moving", "fixed", "both", "none"]
+BoneLabels = Sequence[int] | Mapping[int, str]
+
+INVERSE_BAR_MM = 0.05
+"""Mean inverse-consistency error above which a result is flagged."""
+
+
+def register(
+    fixed: str | Path | Image,
+    moving: str | Path | Image,
+    *,
+    fixed_labels: str | Path | Labels | None = None,
+    moving_labels: str | Path | Labels | None = None,
+    fixed_mask: str | Path | Image | None = None,
+    moving_mask: str | Path | Image | None = None,
+    bone_labels: BoneLabels | None = None,
+    bones: Bones = "auto",
+    plan: str | Path | Plan = "default",
+    initial: str | Path | Transform | None = None,
+    refine: bool = True,
+    device: str = "auto",
+    threads: int | None = None,
+    seed: int | None = None,
+    progress: Progress | None = None,
+) -> "Registration":
+    """moved(x) = moving(T(x)), x in fixed world mm.
+
+    fixed, moving: images or their files; either may be the CT.
+    fixed_labels, moving_labels: label maps on the grid of their image; an id means the same bone in both.
+    fixed_mask, moving_mask: weights in [0, 1] for the similarity.
+    bone_labels: ids of the labels that are bone, or id -> name; all that occur by default.
+    bones: which label map says where bone is.
+    plan: a recipe's name, a TOML or JSON file, or a Plan.
+    initial: None for the automatic rigid start; "none" where the pair is aligned already; "centres" to begin from the
+        centres of the fields of view; a rigid transform or its file.
+    Raises InputError for input that cannot be registered, StartError where the rigid start failed.
+    """
+    chosen = as_plan(plan)
+    if seed is not None:
+        chosen = chosen.model_copy(update={"seed": seed})
+    if not refine:
+        chosen = chosen.model_copy(update={"refine": chosen.refine.model_copy(update={"levels": ()})})
+    clock = _Clock(progress)
+    with _threads(threads):
+        with clock("read"):
+            case, hashes = _read_case(fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, chosen)
+            case, ids = _with_bones(case, bone_labels, bones)
+            given = _as_transform(initial)
+            where = _device(device)
+        with clock("prepare"):
+            bone_case = replace(
+                case,
+                fixed_labels=case.fixed_labels.only(ids.all) if case.fixed_labels is not None and ids.all else None,
+                moving_labels=case.moving_labels.only(ids.all) if case.moving_labels is not None and ids.all else None,
+            )
+            prepared = prepare(bone_case, chosen.prepare)
+        with clock("rigid start"):
+            start = _start(prepared, chosen, initial, given)
+        with clock("refine"):
+            carried = moved_case(prepared, start.rigid)
+            if overlap_mm3(carried.fixed.grid, carried.moving.grid) == 0:
+                raise InputError("The fields of view do not overlap after the rigid start. Give labels of both images, or --initial.")
+            if carried.fixed_mask is None:
+                carried = replace(carried, fixed_mask=foreground(carried.fixed))
+            plan_here = _available_frame(chosen.refine, bones, carried)
+            warp, history = optimise(_to(carried, where), plan_here, ids.rigid, chosen.seed, progress)
+            if where != "cpu":
+                warp = replace(warp, vectors=warp.vectors.cpu())
+    return Registration(case, start, warp, chosen, ids.rigid, carried, history, clock.seconds, hashes, str(where))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """A case, the transform found for it, and everything needed to find it again.
+
+    case: as given. start: the rigid start. warp: fixed mm -> fixed mm, before the start. rigid_labels: ids held rigid.
+    carried: the prepared case under the rigid start. history: the terms' values at each step.
+    """
+
+    case: Case = field(repr=False)
+    start: Start
+    warp: Displacement | Velocity
+    plan: Plan
+    rigid_labels: tuple[int, ...]
+    carried: Case = field(repr=False)
+    history: list[dict[str, float]] = field(repr=False)
+    seconds: dict[str, float]
+    hashes: dict[str, str] = field(repr=False)
+    device: str
+
+    @cached_property
+    def transform(self) -> Transform:
+        """T = start after warp: fixed mm -> moving mm."""
+        return self.start.rigid.after(self.warp)
+
+    @cached_property
+    def inverse(self) -> Transform:
+        """Moving mm -> fixed mm."""
+        return self.transform.inverse()
+
+    def moved(self) -> Image:
+        """The moving image on the fixed grid, in the plan's interpolation; its minimum beyond its field of view."""
+        return resample(self.case.moving, self.transform, self.case.fixed.grid, self.plan.interpolation)
+
+    @cached_property
+    def moved_labels(self) -> Labels | None:
+        """The moving labels on the fixed grid."""
+        labels = self.case.moving_labels
+        return None if labels is None else resample(labels, self.transform, self.case.fixed.grid)
+
+    @cached_property
+    def bones(self) -> tuple[Bone, ...]:
+        """What the transform does to each bone; from the moving labels where there are any, else from the fixed ones."""
+        labels = self.moved_labels if self.moved_labels is not None else self.case.fixed_labels
+        if labels is None:
+            return ()
+        return bones_under(self.transform, self.start.rigid, labels, self.rigid_labels or tuple(labels.ids()))
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """Figures that need no truth: similarity, folding, inverse consistency, overlap where both sides have labels."""
+        from osteomorph.measure import dice, hausdorff
+        from osteomorph.similarity import mutual_information
+
+        flow = self.warp.flow if isinstance(self.warp, Velocity) else self.warp
+        determinant = fields.jacobian_determinant(flow.vectors, flow.grid)
+        out: dict[str, Any] = {
+            "jacobian_min": float(determinant.min()),
+            "folding_percent": 100 * float((determinant <= 0).float().mean()),
+        }
+        identity = Displacement(torch.zeros_like(flow.vectors), flow.grid)
+        for name, warp in (("mutual_information_start", identity), ("mutual_information", flow)):
+            at = Alignment(self.carried, warp, stride=2)
+            out[name] = float(mutual_information(at.fixed_values()[0], at.moved_values()[0], at.weight))
+        lattice = self.case.fixed.grid.resampled(tuple(float(s) for s in self.case.fixed.grid.size_mm / 40))
+        points = lattice.points(torch.float64).flatten(1)
+        there = self.transform(points)
+        inside = self.case.moving.grid.contains(there)
+        if inside.any():
+            error = (self.inverse(there[:, inside]) - points[:, inside]).norm(dim=0)
+            out["inverse_error_mean_mm"], out["inverse_error_max_mm"] = float(error.mean()), float(error.max())
+        if self.case.fixed_labels is not None and self.moved_labels is not None:
+            spacing = self.case.fixed.grid.spacing_mm
+            for label in sorted(set(self.case.fixed_labels.ids()) & set(self.moved_labels.ids())):
+                a, b = (m.data[0].numpy() == label for m in (self.case.fixed_labels, self.moved_labels))
+                name = self.case.fixed_labels.name(label)
+                out.setdefault("dice", {})[name] = dice(a, b)
+                out.setdefault("hd99_mm", {})[name] = hausdorff(a, b, spacing, 99.0)
+        return out
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """Reasons to look twice at this result."""
+        found = list(self.start.warnings)
+        values = self.metrics
+        if values["folding_percent"] > 0:
+            found.append(f"The field folds in {values['folding_percent']:.3g} % of its voxels.")
+        if values.get("inverse_error_mean_mm", 0.0) > INVERSE_BAR_MM:
+            found.append(f"The inverse is off by {values['inverse_error_mean_mm']:.3g} mm on average.")
+        if values["mutual_information"] < values["mutual_information_start"] and self.plan.refine.levels:
+            found.append("Mutual information fell below that of the rigid start.")
+        lost = sorted(set(self.rigid_labels) - {bone.label for bone in self.bones})
+        if lost:
+            found.append(f"No voxel of bone {', '.join(map(str, lost))} lies in the fixed field of view.")
+        return tuple(found)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing warns."""
+        return not self.warnings
+
+    def write(self, folder: str | Path, overwrite: bool = False, command: Sequence[str] | None = None) -> Path:
+        """The output folder, whole or not at all; its files are listed in docs/conventions.md."""
+        from osteomorph.io import OutputFolder, write_displacement, write_image, write_json, write_transform
+
+        began = time.perf_counter()
+        with OutputFolder(folder, overwrite) as out:
+            write_image(out / "moved.nii.gz", self.moved())
+            if self.moved_labels is not None:
+                write_image(out / "moved_labels.nii.gz", self.moved_labels)
+            write_displacement(out / "displacement.nii.gz", self.transform, self.case.fixed.grid)
+            write_transform(out / "transform.h5", self.transform)
+            write_transform(out / "inverse.h5", self.inverse)
+            write_json(out / "bones.json", {"exact": False, "frame": "RAS mm, fixed -> moving", "bones": [b.as_json() for b in self.bones]})
+            record = self.record(command)
+            record["seconds"]["write"] = round(time.perf_counter() - began, 3)
+            write_json(out / "result.json", record)
+        return Path(folder)
+
+    def record(self, command: Sequence[str] | None = None) -> dict[str, Any]:
+        """What result.json holds."""
+        moving = self.case.moving
+        return {
+            "version": __version__,
+            "versions": _versions(),
+            "command": list(command) if command is not None else None,
+            "direction": "transform.h5 and displacement.nii.gz map fixed points to moving points; inverse.h5 maps back",
+            "units": "mm; RAS+ in JSON files and displacement.nii.gz (intent 1006), LPS inside ITK .h5 files",
+            "exact": False,
+            "seed": self.plan.seed,
+            "device": self.device,
+            "threads": torch.get_num_threads(),
+            "inputs": self.hashes,
+            "grids": {"fixed": _grid_json(self.case.fixed.grid), "moving": _grid_json(moving.grid)},
+            "moved": {"interpolation": self.plan.interpolation, "outside": float(moving.data.min()), "dtype": str(moving.stored)},
+            "start": {"method": self.start.method, "score": self.start.score, "matrix": self.start.rigid.matrix.tolist()},
+            "plan": self.plan.model_dump(mode="json"),
+            "plan_sha256": self.plan.digest(),
+            "terms": {"first": self.history[0], "last": self.history[-1]} if self.history else {},
+            "metrics": self.metrics,
+            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
+            "peak_memory_bytes": peak_bytes(),
+            "passed": self.passed,
+            "warnings": list(self.warnings),
+        }
+
+
+# -- steps ----------------------------------------------------------------------------------------------------------------
+
+
+def as_plan(plan: str | Path | Plan) -> Plan:
+    """A plan from a recipe's name, a file, or itself."""
+    if isinstance(plan, Plan):
+        return plan
+    if isinstance(plan, str) and plan in recipe_names():
+        return recipe(plan)
+    path = Path(plan)
+    return Plan.read(path) if path.suffix in (".toml", ".json") else recipe(str(plan))
+
+
+def _start(prepared: Case, plan: Plan, initial: object, given: Rigid | None) -> Start:
+    if given is not None:
+        return Start(given, "given", 0.0, ())
+    settings = plan.initialise
+    if initial == "none":
+        settings = settings.model_copy(update={"method": "none"})
+    return initialise(prepared, settings, plan.seed, from_centres=initial == "centres")
+
+
+def _as_transform(initial: str | Path | Transform | None) -> Rigid | None:
+    if initial is None or initial in ("none", "centres"):
+        return None
+    if not isinstance(initial, Transform):
+        from osteomorph.io import read_transform
+
+        initial = read_transform(initial)
+    if not isinstance(initial, Rigid):
+        raise InputError("--initial takes a rigid transform; this one deforms. Give its rigid part alone.")
+    return initial
+
+
+def _read_case(
+    fixed: object, moving: object, fixed_labels: object, moving_labels: object, fixed_mask: object, moving_mask: object, plan: Plan
+) -> tuple[Case, dict[str, str]]:
+    from osteomorph import io
+
+    grids = [side.grid if isinstance(side, Image) else io.read_header(side).grid for side in (fixed, moving)]  # type: ignore[arg-type]
+    if grids[0] is not None and grids[1] is not None:
+        check_memory(grids[0], grids[1], plan)
+    hashes = {}
+    for name, given in (
+        ("fixed", fixed),
+        ("moving", moving),
+        ("fixed_labels", fixed_labels),
+        ("moving_labels", moving_labels),
+        ("fixed_mask", fixed_mask),
+        ("moving_mask", moving_mask),
+    ):
+        if given is not None:
+            hashes[name] = _hash(given)
+    images = [side if isinstance(side, Image) else io.read_image(side) for side in (fixed, moving)]  # type: ignore[arg-type]
+    labels = [
+        given if given is None or isinstance(given, Labels) else io.read_labels(given, like=image.grid)  # type: ignore[arg-type]
+        for given, image in zip((fixed_labels, moving_labels), images, strict=True)
+    ]
+    masks = [
+        given if given is None or isinstance(given, Image) else io.read_mask(given, image.grid)  # type: ignore[arg-type]
+        for given, image in zip((fixed_mask, moving_mask), images, strict=True)
+    ]
+    return Case(images[0], images[1], labels[0], labels[1], masks[0], masks[1]), hashes
+
+
+@dataclass(frozen=True)
+class _Ids:
+    all: tuple[int, ...]
+    rigid: tuple[int, ...]
+
+
+def _with_bones(case: Case, wanted: BoneLabels | None, bones: Bones) -> tuple[Case, _Ids]:
+    """The case with the user's names on its labels, the ids that are bone, and those to hold rigid."""
+    fixed, moving = case.fixed_labels, case.moving_labels
+    for side, labels in (("fixed", fixed), ("moving", moving)):
+        if bones in (side, "both") and labels is None:
+            raise InputError(f"--bones {bones} needs --{side}-labels. Give them, or use --bones auto.")
+    if fixed is None and moving is None:
+        if wanted is not None:
+            raise InputError("--bone-labels needs --fixed-labels or --moving-labels.")
+        return case, _Ids((), ())
+    present = {side: set(labels.ids()) if labels is not None else set() for side, labels in (("fixed", fixed), ("moving", moving))}
+    everywhere = present["fixed"] | present["moving"]
+    if wanted is None:
+        ids = tuple(sorted(everywhere))
+    else:
+        ids = tuple(wanted)
+        absent = [i for i in ids if i not in everywhere]
+        if absent:
+            raise InputError(
+                f"Bone label {', '.join(map(str, absent))} does not occur in the labels given. They hold "
+                f"{', '.join(map(str, sorted(everywhere)))}; correct --bone-labels."
+            )
+    if isinstance(wanted, Mapping):
+        named = dict(wanted)
+        case = replace(
+            case,
+            fixed_labels=replace(fixed, names={**fixed.names, **named}) if fixed is not None else None,
+            moving_labels=replace(moving, names={**moving.names, **named}) if moving is not None else None,
+        )
+    sides = {"auto": ("moving",) if moving is not None else ("fixed",), "both": ("fixed", "moving"), "none": ()}.get(bones, (bones,))
+    rigid = tuple(i for i in ids if any(i in present[side] for side in sides))
+    return case, _Ids(ids, rigid)
+
+
+def _available_frame(plan: RefinePlan, bones: Bones, case: Case) -> RefinePlan:
+    """The plan with the rigid mask taken from labels that exist and that the user chose."""
+    frame = plan.rigid_frame
+    if bones in ("fixed", "both"):
+        frame = "fixed" if bones == "fixed" else "both"
+    elif case.moving_labels is None:
+        frame = "fixed"
+    elif frame == "fixed" and case.fixed_labels is None:
+        frame = "warped"
+    return plan.model_copy(update={"rigid_frame": frame})
+
+
+# -- small things ---------------------------------------------------------------------------------------------------------
+
+
+def _to(case: Case, device: torch.device) -> Case:
+    if device.type == "cpu":
+        return case
+    parts = (case.fixed, case.moving, case.fixed_labels, case.moving_labels, case.fixed_mask, case.moving_mask)
+    return Case(*[None if part is None else part.to(device) for part in parts])  # type: ignore[arg-type]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"There is no device {name!r}. Use --device auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("This machine has no CUDA device that torch can use. Use --device cpu.")
+    return torch.device(name)
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if wanted is not None:
+        if wanted < 1:
+            raise InputError(f"--threads takes a number from 1 on, not {wanted}.")
+        torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Clock:
+    """Seconds per stage; tells the progress listener when a stage begins and ends."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self.progress = progress
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        if self.progress is not None and stage != "refine":
+            self.progress(stage, 0, 1)
+        yield
+        self.seconds[stage] = time.perf_counter() - began
+        if self.progress is not None and stage != "refine":
+            self.progress(stage, 1, 1)
+
+
+def _hash(given: object) -> str:
+    digest = hashlib.sha256()
+    if isinstance(given, (Image, Labels)):
+        digest.update(given.data.numpy().tobytes())
+        digest.update(given.grid.affine.tobytes())
+    else:
+        with open(str(given), "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _grid_json(grid: Grid) -> dict[str, Any]:
+    return {"shape": list(grid.shape), "affine": grid.affine.tolist(), "axcodes": grid.axcodes}
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("torch", "numpy", "scipy", "SimpleITK", "nibabel")
+    return {"python": platform.python_version(), "platform": platform.platform(), **{name: version(name) for name in names}}

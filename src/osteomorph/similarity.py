@@ -1,0 +1,273 @@
+"""How alike two images are: mutual information, Dice, MIND-SSC. Masked by weight, never by multiplying an image."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from osteomorph.image import Image
+from osteomorph.objective import Alignment, Term
+
+ParzenKernel = Literal["gaussian", "bspline"]
+
+CHUNK = 1 << 15
+"""Values binned at a time on a CPU: they stay in its cache, and torch starts no threads for so few, which would cost more."""
+
+
+# -- mutual information -----------------------------------------------------------------------------------------------
+def mutual_information(
+    fixed: Float[Tensor, "*b n"],
+    moved: Float[Tensor, "*b n"],
+    weight: Float[Tensor, "*b n"] | None = None,
+    bins: int = 24,
+    kernel: ParzenKernel = "gaussian",
+    levels: int = 512,
+) -> Float[Tensor, "*b"]:
+    """Mutual information in nats, sum of P log(P / (p_fixed p_moved)), from a Parzen-windowed joint histogram.
+
+    Values are clamped to [0, 1]. ``fixed`` is rounded to one of ``levels`` nodes and ``moved`` is shared out between its two
+    neighbouring nodes, so that the histogram is P = B^T H B / sum(weight), with H the fine histogram of levels x levels and
+    B the kernel at the nodes: O(n), whatever the kernel. The gradient with respect to ``moved`` is the exact derivative of this
+    estimator, 0 where a value is clamped. Neither ``fixed`` nor ``weight`` gets one.
+
+    weight: how much each pair of values counts; by default all alike. A pair of weight 0 is as good as absent.
+    bins: Parzen windows per image. Those of ``"gaussian"`` have a standard deviation of half the distance of their centres
+        and sum to 1 at every value (Guo, 2019, eq. 3.1-3.5; also DeepReg and MONAI); those of ``"bspline"`` are cubic
+        (Mattes et al., 2003), with a bin to spare at either end.
+
+    Raises ValueError where ``fixed`` or ``weight`` requires a gradient.
+    """
+    if fixed.requires_grad:
+        raise ValueError("mutual_information has a gradient for its second image alone; swap the two, or detach fixed.")
+    if weight is not None and weight.requires_grad:
+        raise ValueError("mutual_information has no gradient for its weight; detach it.")
+    if bins < 4 or levels < bins:
+        raise ValueError(f"mutual_information needs at least 4 bins and as many levels as bins, not {bins} and {levels}.")
+    table = parzen_table(bins, kernel, levels).to(moved.device)
+    rows = [
+        _MutualInformation.apply(f, m, w, table)
+        for f, m, w in zip(
+            fixed.reshape(-1, fixed.shape[-1]),
+            moved.reshape(-1, moved.shape[-1]),
+            [None] * moved.shape[:-1].numel() if weight is None else weight.reshape(-1, weight.shape[-1]),
+            strict=True,
+        )
+    ]
+    return torch.stack(rows).reshape(moved.shape[:-1])
+
+
+@lru_cache(maxsize=16)
+def parzen_table(bins: int, kernel: ParzenKernel, levels: int) -> Float[Tensor, "levels bins"]:
+    """Weight of every bin at every node of [0, 1]; each row sums to 1. float64."""
+    nodes = torch.linspace(0, 1, levels, dtype=torch.float64)[:, None]
+    centres = torch.arange(bins, dtype=torch.float64)
+    if kernel == "gaussian":
+        distance = (nodes * (bins - 1) - centres) / 0.5
+        table = torch.exp(-0.5 * distance**2)
+    else:
+        distance = (1 + nodes * (bins - 3) - centres).abs()
+        near, far = (4 - 6 * distance**2 + 3 * distance**3) / 6, (2 - distance).clamp(min=0) ** 3 / 6
+        table = torch.where(distance < 1, near, far)
+    return table / table.sum(1, keepdim=True)
+
+
+class _MutualInformation(torch.autograd.Function):
+    """One pass that scatters into the fine histogram, one that gathers the derivative from a table."""
+
+    @staticmethod
+    def forward(ctx: Any, fixed: Tensor, moved: Tensor, weight: Tensor | None, kernel: Tensor) -> Tensor:
+        levels = len(kernel)
+        wants_gradient = ctx.needs_input_grad[1]
+        # cell = row of the fixed node and column of the moved node below; the last column, never below another, marks
+        # clamped values, whose derivative is 0
+        cells = torch.empty_like(moved, dtype=torch.int32) if wants_gradient else None
+        lower = torch.zeros(levels * levels, dtype=torch.float64, device=moved.device)
+        upper = torch.zeros_like(lower)
+        step = _chunk(moved)
+        ones = torch.ones(min(step, len(moved)), dtype=torch.float64, device=moved.device)
+        for start in range(0, len(moved), step):
+            part = slice(start, start + step)
+            row = (fixed[part] * (levels - 1)).clamp_(0, levels - 1).round_().to(torch.int32).mul_(levels)
+            at = moved[part] * (levels - 1)
+            inside = at.clamp(0, levels - 1)
+            below = inside.to(torch.int32).clamp_(max=levels - 2)
+            share = inside.sub_(below).double()
+            cell = row + below
+            if cells is not None:
+                clamped = (at < 0) | (at > levels - 1)
+                cells[part] = torch.where(clamped, row.add_(levels - 1), cell)
+            heavy = ones[: len(cell)] if weight is None else weight[part].double()
+            lower.index_add_(0, cell, heavy)
+            upper.index_add_(0, cell, share if weight is None else share.mul_(heavy))
+        total = lower.sum().clamp(min=torch.finfo(torch.float64).tiny)
+        fine = lower.sub_(upper)
+        fine[1:] += upper[:-1]
+        joint = kernel.T @ fine.view(levels, levels) @ kernel / total
+        # logs one by one: far from every value the kernel's tails are so thin that products of them would be 0
+        logs = joint.log() - joint.sum(1, keepdim=True).log() - joint.sum(0, keepdim=True).log()
+        logs = torch.where(joint > 0, logs, 0.0)
+        if cells is not None:
+            slope = (kernel[1:] - kernel[:-1]) * (levels - 1)
+            derivative = torch.zeros(levels, levels, dtype=torch.float64, device=moved.device)
+            derivative[:, :-1] = kernel @ logs @ slope.T / total
+            ctx.save_for_backward(cells, derivative.to(moved.dtype), weight)
+        return (joint * logs).sum().to(moved.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None, None]:
+        cells, derivative, weight = ctx.saved_tensors
+        derivative = (derivative * gradient).flatten()
+        out = torch.empty(cells.shape, dtype=derivative.dtype, device=cells.device)
+        step = _chunk(cells)
+        for start in range(0, len(cells), step):
+            part = slice(start, start + step)
+            torch.index_select(derivative, 0, cells[part], out=out[part])
+            if weight is not None:
+                out[part] *= weight[part]
+        return None, out, None, None
+
+
+def _chunk(values: Tensor) -> int:
+    return CHUNK if values.device.type == "cpu" else max(1, len(values))
+
+
+@final
+@dataclass(frozen=True)
+class MutualInformation(Term):
+    """-MI of the fixed and the moved image, in nats; least where one tells most about the other. Intensities in [0, 1]."""
+
+    bins: int = 24
+    kernel: ParzenKernel = "gaussian"
+
+    def __call__(self, alignment: Alignment) -> Float[Tensor, ""]:
+        fixed, moved = alignment.fixed_values()[0], alignment.moved_values()[0]
+        return -mutual_information(fixed.detach(), moved, alignment.weight, self.bins, self.kernel)
+
+
+# -- Dice -------------------------------------------------------------------------------------------------------------
+def dice(
+    fixed: Float[Tensor, "*b c n"],
+    moved: Float[Tensor, "*b c n"],
+    weight: Float[Tensor, "*b n"] | None = None,
+    eps: float = 1e-7,
+) -> Float[Tensor, "*b"]:
+    """Mean over channels of 2 |A and B| / (|A| + |B| + eps), with A and B soft (products and sums): 1 for the same labels.
+
+    fixed, moved: one channel per label, values in [0, 1].
+    """
+    both, either = fixed * moved, fixed + moved
+    if weight is not None:
+        both, either = both * weight.unsqueeze(-2), either * weight.unsqueeze(-2)
+    return (2 * both.sum(-1) / (either.sum(-1) + eps)).mean(-1)
+
+
+@final
+@dataclass(frozen=True)
+class Dice(Term):
+    """1 - mean Dice over the labels that both images hold, no unit; least where they coincide. 0, a constant, without any."""
+
+    def __call__(self, alignment: Alignment) -> Float[Tensor, ""]:
+        vectors = alignment.warp.vectors
+        if not alignment.shared_labels:
+            return torch.zeros((), dtype=vectors.dtype, device=vectors.device)
+        return 1 - dice(alignment.fixed_onehot(), alignment.moved_onehot())
+
+
+# -- MIND -------------------------------------------------------------------------------------------------------------
+NEIGHBOURS = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))
+PAIRS = tuple(
+    (a, b)
+    for i, a in enumerate(NEIGHBOURS)
+    for b in NEIGHBOURS[i + 1 :]
+    if sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) == 2
+)
+"""Neighbours that are not opposite each other: one channel of MIND-SSC each."""
+
+
+def mind_ssc(data: Float[Tensor, "1 i j k"], radius: int = 1, dilation: int = 2) -> Float[Tensor, "12 i j k"]:
+    """Self-similarity context, exp(-(D - min D) / V): what a voxel's surroundings look like, whatever the contrast.
+
+    D: squared differences of two of the six neighbours at ``dilation`` voxels, averaged over a patch of (2 radius + 1)^3 with
+    the border repeated; V: their mean over the 12 pairs, kept between 0.001 and 1000 times its own mean over the image
+    (Heinrich et al., MICCAI 2013). Differentiable; without a gradient it works in place.
+    """
+    grown = _repeat_border(data[0], dilation)
+    shape = data.shape[1:]
+    in_place = not (data.requires_grad and torch.is_grad_enabled())
+    channels = []
+    out = torch.empty(len(PAIRS), *shape, dtype=data.dtype, device=data.device) if in_place else None
+    for c, (a, b) in enumerate(PAIRS):
+        one, other = [
+            grown[tuple(slice(dilation * (1 + s), dilation * (1 + s) + n) for s, n in zip(shift, shape, strict=True))]
+            for shift in (a, b)
+        ]
+        distance = _box_sum((one - other).square(), radius)
+        if out is None:
+            channels.append(distance)
+        else:
+            out[c] = distance
+    if out is None:
+        stacked = torch.stack(channels)
+        stacked = stacked - stacked.amin(0)
+        return (-stacked / _bounded_mean(stacked)).exp()
+    out -= out.amin(0)
+    return out.div_(_bounded_mean(out).neg_()).exp_()
+
+
+def _bounded_mean(distances: Tensor) -> Tensor:
+    mean = distances.mean(0)
+    typical = mean.mean().clamp(min=torch.finfo(mean.dtype).tiny * 1e6)  # an image without contrast has no distances
+    return torch.minimum(torch.maximum(mean, typical * 1e-3), typical * 1e3)
+
+
+def _repeat_border(volume: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(volume[None, None], (width,) * 6, mode="replicate")[0, 0]
+
+
+def _box_sum(volume: Tensor, radius: int) -> Tensor:
+    """Sums over cubes of 2 radius + 1 voxels a side, one axis after the other; the scale does not matter to MIND."""
+    if radius == 0:
+        return volume
+    volume = _repeat_border(volume, radius)
+    for axis in (2, 1, 0):
+        n = volume.shape[axis] - 2 * radius
+        total = volume.narrow(axis, 0, n) + volume.narrow(axis, 1, n)
+        for shift in range(2, 2 * radius + 1):
+            total += volume.narrow(axis, shift, n)
+        volume = total
+    return volume
+
+
+@final
+@dataclass(frozen=True)
+class MindSsc:
+    """Image -> its MIND-SSC channels. Two of the same settings are equal, so that an image is described once."""
+
+    radius: int = 1
+    dilation: int = 2
+
+    def __call__(self, image: Image) -> Image:
+        return image.with_data(mind_ssc(image.data[:1], self.radius, self.dilation))
+
+
+@final
+@dataclass(frozen=True)
+class Mind(Term):
+    """Mean squared difference of MIND-SSC channels, no unit; least where local structure coincides.
+
+    The moving image is described before it is moved. radius and dilation are in voxels of the images.
+    """
+
+    radius: int = 1
+    dilation: int = 2
+
+    def __call__(self, alignment: Alignment) -> Float[Tensor, ""]:
+        describe = MindSsc(self.radius, self.dilation)
+        squared = (alignment.moved_values(describe) - alignment.fixed_values(describe)).square().mean(0)
+        weight = alignment.weight.to(squared.dtype)
+        return (squared * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)

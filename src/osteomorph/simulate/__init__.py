@@ -1,0 +1,1 @@
+"""Simulated pairs of CT and MR with known truth."""

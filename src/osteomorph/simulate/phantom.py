@@ -1,0 +1,242 @@
+"""A lumbar spine in CT and MR with the exact transform between them, from a seed.
+
+Both images are drawn from implicit functions: the CT at its own voxels, the MR at the moved positions of its voxels. No
+image is resampled, so that the MR is as sharp as the CT and labels are exact in both.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from osteomorph.case import Case
+from osteomorph.geometry import Grid
+from osteomorph.image import Image, Labels
+from osteomorph.simulate import contrast, motion
+from osteomorph.simulate.anatomy import BONES, NAMES, Anatomy, Build
+
+LEAST_GAP_MM = 1.5
+"""Between two bones of the fixed image; draws that come closer are drawn again."""
+
+LEAST_DETERMINANT = 0.1
+"""Of the true transform's Jacobian; draws below are drawn again."""
+
+
+@final
+@dataclass(frozen=True)
+class Parameters:
+    """All that is random in a pair. Lists follow the bones from the sacrum up; lengths in mm, rotation vectors in degrees."""
+
+    seed: int
+    attempt: int
+    build: Build
+    rotations_deg: tuple[tuple[float, ...], ...]
+    shifts_mm: tuple[tuple[float, ...], ...]
+    offset_rotation_deg: tuple[float, ...]
+    offset_shift_mm: tuple[float, ...]
+    soft_mm: float
+    bias: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SimulatedPair:
+    """fixed(x) shows what moving(truth(x)) shows.
+
+    case: fixed MR and moving CT (HU), each with its labels.
+    truth: fixed mm -> moving mm, exact; rigid in every bone.
+    poses: bone id -> (4, 4) fixed mm -> moving mm, RAS; ids 21 (L2) and 25 (S1) are bones that carry no label.
+    fixed_body: 1 inside the skin, on the fixed grid.
+    """
+
+    case: Case
+    truth: motion.Articulated
+    poses: dict[int, np.ndarray]
+    fixed_body: Labels
+    parameters: Parameters
+
+
+def phantom(
+    seed: int = 0,
+    spacing_mm: float = 1.5,
+    size_mm: tuple[float, float, float] = (144.0, 136.0, 140.0),
+    angle_deg: float = 3.0,
+    shift_mm: float = 1.0,
+    soft_mm: float = 5.0,
+    offset_deg: float = 4.0,
+    offset_mm: float = 6.0,
+) -> SimulatedPair:
+    """A pair from a seed: fixed sagittal oblique MR, moving LPS CT on another grid.
+
+    spacing_mm: of a voxel with the same volume as the fixed image's; the grids themselves are anisotropic.
+    size_mm: fixed field of view, right-left, back-front, down-up.
+    angle_deg, shift_mm: largest motion of a vertebra against the one below, per axis.
+    soft_mm: motion of soft tissue beside that which bones impose (99th percentile).
+    offset_deg, offset_mm: between the two scanners, about and along a random axis.
+    """
+    for attempt in range(50):
+        parameters = _draw(seed, attempt, angle_deg, shift_mm, soft_mm, offset_deg, offset_mm)
+        anatomy = Anatomy(parameters.build)
+        fixed_grid = _fixed_grid(spacing_mm, size_mm)
+        truth = _transform(parameters, anatomy, fixed_grid)
+        if _sound(truth, fixed_grid):
+            return _render(parameters, anatomy, truth, fixed_grid, spacing_mm, size_mm)
+    raise ValueError(f"No phantom without folds or colliding bones in 50 draws of seed {seed}; ask for less motion.")
+
+
+def tiny(seed: int = 0) -> SimulatedPair:
+    """The phantom at 3 mm, for tests."""
+    return phantom(seed, spacing_mm=3.0)
+
+
+def save(pair: SimulatedPair, folder: Path) -> None:
+    """Writes a pair as files: images, labels, body, true displacement, and pair.json with what was drawn and every pose."""
+    from osteomorph import io
+
+    folder.mkdir(parents=True, exist_ok=True)
+    case = pair.case
+    assert case.fixed_labels is not None
+    assert case.moving_labels is not None
+    io.write_image(folder / "fixed.nii.gz", case.fixed)
+    io.write_image(folder / "moving.nii.gz", case.moving)
+    io.write_image(folder / "fixed_labels.nii.gz", case.fixed_labels)
+    io.write_image(folder / "moving_labels.nii.gz", case.moving_labels)
+    io.write_image(folder / "fixed_body.nii.gz", pair.fixed_body)
+    io.write_displacement(folder / "displacement.nii.gz", pair.truth, case.fixed.grid)
+    text = json.dumps(record(pair), indent=1)
+    (folder / "pair.json").write_text(text + "\n", encoding="utf-8")
+
+
+def record(pair: SimulatedPair) -> dict[str, Any]:
+    """Seed, drawn parameters and the 4x4 of every bone (fixed mm -> moving mm, RAS), fit for JSON."""
+    bones = [
+        {"label": k, "name": NAMES.get(k, {21: "L2", 25: "S1"}.get(k, str(k))), "labelled": k in NAMES, "matrix": pose.tolist()}
+        for k, pose in sorted(pair.poses.items())
+    ]
+    return {"kind": "phantom", "frame": "RAS mm, fixed -> moving", "parameters": asdict(pair.parameters), "bones": bones}
+
+
+# -- drawn here, applied below ------------------------------------------------------------------------------------------------
+def _draw(seed: int, attempt: int, angle: float, shift: float, soft: float, offset_deg: float, offset_mm: float) -> Parameters:
+    generator = np.random.default_rng((seed, attempt))
+
+    def between(low: float, high: float) -> float:
+        return float(generator.uniform(low, high))
+
+    build = Build(
+        half_width=between(21.5, 24.5),
+        half_depth=between(15.5, 17.5),
+        half_height=between(13.0, 14.5),
+        disc=between(9.0, 11.0),
+        lordosis_deg=between(22, 32),
+        process=between(0.85, 1.05),
+        fat=between(7, 13),
+    )
+    rotations = generator.uniform(-angle, angle, (len(BONES), 3)) * (1.0, 0.7, 0.7)  # mostly bending forward and back
+    shifts = generator.uniform(-shift, shift, (len(BONES), 3))
+    rotations[0] *= 0.5
+    turn, move = (axis / np.linalg.norm(axis) for axis in generator.standard_normal((2, 3)))
+    return Parameters(
+        seed=seed,
+        attempt=attempt,
+        build=build,
+        rotations_deg=tuple(tuple(row) for row in rotations.tolist()),
+        shifts_mm=tuple(tuple(row) for row in shifts.tolist()),
+        offset_rotation_deg=tuple((turn * offset_deg).tolist()),
+        offset_shift_mm=tuple((move * offset_mm).tolist()),
+        soft_mm=soft * between(0.7, 1.0),
+        bias=tuple(generator.uniform(-0.12, 0.12, 9).tolist()),
+        seeds=tuple(int(s) for s in generator.integers(0, 2**31, 4)),
+    )
+
+
+def _fixed_grid(spacing_mm: float, size_mm: tuple[float, float, float]) -> Grid:
+    """Sagittal slabs: axes run down, back and to the left, a few degrees oblique."""
+    right, front, up = size_mm
+    return _grid(((0, 0, -1), (0, -1, 0), (-1, 0, 0)), (5.0, -3.0, 4.0), spacing_mm * np.array([0.9, 0.9, 1.25]), (up, front, right))
+
+
+def _moving_grid(spacing_mm: float, size_mm: tuple[float, float, float]) -> Grid:
+    """Axial, LPS, larger by 16 mm than the fixed field of view."""
+    right, front, up = (n + 16.0 for n in size_mm)
+    return _grid(((-1, 0, 0), (0, -1, 0), (0, 0, 1)), (0.0, 0.0, 0.0), spacing_mm * np.array([0.85, 0.85, 1.3]), (right, front, up))
+
+
+def _grid(axes: tuple[tuple[int, int, int], ...], angles: tuple[float, ...], spacing: np.ndarray, size: tuple[float, ...]) -> Grid:
+    shape = np.round(np.array(size) / spacing).astype(int)
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.array(axes, dtype=np.float64).T * spacing
+    centre = np.array([0.0, -21.0, 0.0])
+    affine[:3, 3] = centre - affine[:3, :3] @ ((shape - 1) / 2)
+    return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
+
+
+def _transform(parameters: Parameters, anatomy: Anatomy, fixed_grid: Grid) -> motion.Articulated:
+    upward = motion.chain(anatomy, np.array(parameters.rotations_deg), np.array(parameters.shifts_mm))
+    poses = {label: np.linalg.inv(pose) for label, pose in upward.items()}
+    lattice = fixed_grid.resampled(motion.LATTICE_MM).padded((3, 3, 3))
+    noise = np.random.default_rng(parameters.seeds[0]).standard_normal((3, *lattice.shape))
+    force = np.stack([ndimage.gaussian_filter(n, 3.0) for n in noise])
+    coefficients = motion.soft_field(anatomy, poses, lattice, force, parameters.soft_mm)
+    offset = motion.rigid_about(np.zeros(3), np.array(parameters.offset_rotation_deg), np.array(parameters.offset_shift_mm))
+    return motion.Articulated(anatomy, poses, offset, coefficients, lattice)
+
+
+def _sound(truth: motion.Articulated, grid: Grid) -> bool:
+    """Bones keep their distance, and nothing folds: looked at every 3 mm, and every mm about joints."""
+    coarse = grid.resampled(3.0).points(torch.float64).flatten(1)
+    reach = torch.stack([truth.distance(k, coarse) for k in BONES]).sort(dim=0).values
+    joints = coarse[:, reach[1] < 6.0]
+    steps = torch.linspace(-1.0, 1.0, 3, dtype=torch.float64)
+    fine = (joints[:, :, None] + torch.cartesian_prod(steps, steps, steps).T[:, None]).flatten(1)
+    if motion.joint_gap_mm(truth, fine) < LEAST_GAP_MM:
+        return False
+    near = coarse[:, reach[0] < motion.REACH_MM + 6]
+    sparse_far = grid.resampled(7.0).points(torch.float64).flatten(1)
+    return all(motion.least_determinant(truth, points) > LEAST_DETERMINANT for points in (near, sparse_far, fine))
+
+
+def _render(
+    parameters: Parameters, anatomy: Anatomy, truth: motion.Articulated, fixed_grid: Grid, spacing_mm: float, size_mm: tuple[float, float, float]
+) -> SimulatedPair:
+    moving_grid = _moving_grid(spacing_mm, size_mm).moved(truth.offset)
+    moving_grid = _untilted(moving_grid)
+    textures = contrast.texture(parameters.seeds[1])
+    here = fixed_grid.points(torch.float64).flatten(1)
+    fixed_at = truth.to_anatomy(here)
+    back = torch.as_tensor(np.linalg.inv(truth.offset))
+    moving_at = back[:3, :3] @ moving_grid.points(torch.float64).flatten(1) + back[:3, 3, None]
+
+    mr = contrast.render(anatomy, fixed_at, float(fixed_grid.spacing_mm.mean()), textures, "mr").unflatten(0, fixed_grid.shape)
+    ct = contrast.render(anatomy, moving_at, float(moving_grid.spacing_mm.mean()), textures, "ct").unflatten(0, moving_grid.shape)
+    mr = contrast.mr_noise(mr, np.array(parameters.bias), 14.0, parameters.seeds[2])
+    ct = contrast.ct_noise(ct, 16.0, parameters.seeds[3])
+    body = Labels((anatomy.body(fixed_at) < 0).to(torch.uint8).unflatten(0, fixed_grid.shape)[None], fixed_grid, {1: "body"})
+    case = Case(
+        Image(mr.round()[None], fixed_grid, np.dtype(np.int16)),
+        Image(ct.round()[None], moving_grid, np.dtype(np.int16)),
+        _labels(anatomy, fixed_at, fixed_grid),
+        _labels(anatomy, moving_at, moving_grid),
+    )
+    return SimulatedPair(case, truth, {k: truth.bone_pose(k) for k in BONES}, body, parameters)
+
+
+def _untilted(grid: Grid) -> Grid:
+    """The grid's centre and spacing with axes along the world's, as CT is stored."""
+    affine = np.diag([*(np.diag([-1, -1, 1]) @ grid.spacing_mm), 1.0])
+    affine[:3, 3] = grid.centre_mm - affine[:3, :3] @ ((np.array(grid.shape) - 1) / 2)
+    return Grid(grid.shape, affine)
+
+
+def _labels(anatomy: Anatomy, points: Tensor, grid: Grid) -> Labels:
+    data = torch.zeros(grid.voxels, dtype=torch.uint8)
+    for label in NAMES:
+        data[anatomy.bone(label, points, 1.0) < 0] = label
+    return Labels(data.unflatten(0, grid.shape)[None], grid, dict(NAMES))
