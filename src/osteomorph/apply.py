@@ -11,7 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, final
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid, sample
@@ -117,10 +120,12 @@ class _Way:
         """Target points -> source points, for voxels; and its name."""
         return self._opposite if self.inverse else (self._forward, self.path.name)
 
-    @property
-    def push(self) -> tuple[Transform, str]:
-        """Source points -> target points; and its name."""
-        return (self._forward, self.path.name) if self.inverse else self._opposite
+    def push(self, points_mm: Float[Tensor, "3 n"]) -> tuple[Float[Tensor, "3 n"], str]:
+        """Source points -> target points; and what did it."""
+        if self.inverse:
+            return self._forward(points_mm), self.path.name
+        back, name = self._opposite
+        return solve(self._forward, back, points_mm), name
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -134,7 +139,7 @@ class _Way:
     def recorded_grid(self, side: str) -> Grid | None:
         try:
             grid = self.record["grids"][side]
-            return Grid(tuple(grid["shape"]), grid["affine"])
+            return Grid(tuple(grid["shape"]), np.array(grid["affine"], dtype=np.float64))
         except (KeyError, TypeError, ValueError):
             return None
 
@@ -210,8 +215,8 @@ def _staging(folder: Path) -> Iterator[Path]:
 def _carry_points(source: Path, staged: Path, way: _Way, frame: Frame | None) -> tuple[Kind, str]:
     table = PointTable.read(source, frame)
     before = table.points_mm()
-    transform, name = way.push
-    table.with_points(transform(before)).write(staged)
+    after, name = way.push(before)
+    table.with_points(after).write(staged)
     words = f"{len(table.rows)} points ({table.frame} mm), {way.source} -> {way.target} space through {name}"
     grid = way.recorded_grid(way.source)
     outside = 0 if grid is None else int((~grid.contains(before)).sum())
@@ -251,6 +256,20 @@ def _nearest(image: Image, transform: Transform, onto: Grid) -> Image:
         points = transform(slab.points(torch.float64).flatten(1))
         out[:, start : start + SLAB] = sample(image.data, image.grid, points, "nearest", fill).unflatten(-1, slab.shape)
     return Image(out, onto, image.stored)
+
+
+def solve(transform: Transform, back: Transform, points_mm: Float[Tensor, "3 n"], steps: int = 10) -> Float[Tensor, "3 n"]:
+    """x with transform(x) = points, from an inverse that is only nearly one; each point keeps its best step."""
+    aim = points_mm
+    best = back(points_mm)
+    least = (points_mm - transform(best)).norm(dim=0)
+    for _ in range(steps):
+        guess = back(aim)
+        error = points_mm - transform(guess)
+        better = error.norm(dim=0) < least
+        best, least = torch.where(better, guess, best), torch.where(better, error.norm(dim=0), least)
+        aim = aim + error
+    return best
 
 
 def detected_labels(path: Path) -> Labels | None:

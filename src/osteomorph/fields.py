@@ -49,9 +49,7 @@ def jacobian_determinant(vectors: Float[Tensor, "*b 3 i j k"], grid: Grid) -> Fl
     return determinant(jacobian(vectors, grid))
 
 
-def compose(
-    outer: Float[Tensor, "*b 3 i j k"], inner: Float[Tensor, "*b 3 i j k"], grid: Grid
-) -> Float[Tensor, "*b 3 i j k"]:
+def compose(outer: Float[Tensor, "*b 3 i j k"], inner: Float[Tensor, "*b 3 i j k"], grid: Grid) -> Float[Tensor, "*b 3 i j k"]:
     """Displacement of outer(inner(x)), both on ``grid``: u(x) = inner(x) + outer(x + inner(x))."""
     points = (grid.points(inner.dtype, inner.device) + inner).flatten(-3)
     return inner + sample(outer, grid, points).unflatten(-1, grid.shape)
@@ -65,7 +63,9 @@ def exponential(vectors: Float[Tensor, "*b 3 i j k"], grid: Grid, squarings: int
     return step
 
 
-def inverse(vectors: Float[Tensor, "3 i j k"], grid: Grid, onto: Grid, iterations: int = 30, tolerance_mm: float = 1e-4) -> Float[Tensor, "3 i2 j2 k2"]:
+def inverse(
+    vectors: Float[Tensor, "3 i j k"], grid: Grid, onto: Grid, iterations: int = 30, tolerance_mm: float = 1e-4
+) -> Float[Tensor, "3 i2 j2 k2"]:
     """Displacement v on ``onto`` with (x + u)(y + v(y)) = y, by Newton steps with the Jacobian at the current guess.
 
     Beyond ``grid`` the displacement u is that of its border. Where the Jacobian is close to singular the step falls back

@@ -13,7 +13,7 @@ def foreground(image: Image, margin_mm: float = 6.0, spacing_mm: float = 4.0) ->
 
     image: prepared, intensities about [0, 1].
     """
-    coarse = image.grid.resampled(tuple(float(s) for s in np.maximum(spacing_mm, image.grid.spacing_mm)))
+    coarse = image.grid.resampled(np.maximum(spacing_mm, image.grid.spacing_mm))
     values = sample(image.data, image.grid, coarse.points().flatten(1)).unflatten(-1, coarse.shape)[0].clamp(0, 1).numpy()
     bright = ndimage.gaussian_filter(values, 0.7, mode="nearest") > 0.25 * values[values > values.mean()].mean()
     parts, count = ndimage.label(bright)

@@ -121,7 +121,7 @@ class Grid:
         return ((index >= -0.5) & (index <= size - 0.5)).all(-2)
 
     # -- other grids ------------------------------------------------------------------------------------------------
-    def resampled(self, spacing_mm: float | tuple[float, float, float]) -> "Grid":
+    def resampled(self, spacing_mm: float | tuple[float, float, float] | np.ndarray) -> "Grid":
         """Same directions and, to within a voxel, the same field of view at another spacing (same outer faces at the start)."""
         spacing = np.broadcast_to(np.asarray(spacing_mm, dtype=np.float64), (3,))
         shape = np.maximum(1, np.ceil(self.size_mm / spacing - 1e-6)).astype(int)
@@ -169,7 +169,7 @@ def _corners(shape: tuple[int, int, int]) -> np.ndarray:
 
 def overlap_mm3(a: Grid, b: Grid, spacing_mm: float = 5.0) -> float:
     """Volume shared by two fields of view, counted on a lattice of about ``spacing_mm`` in ``a``."""
-    lattice = a.resampled(tuple(float(s) for s in np.minimum(spacing_mm, a.size_mm / 4)))
+    lattice = a.resampled(np.minimum(spacing_mm, a.size_mm / 4))
     inside = b.contains(lattice.points(torch.float64).flatten(1))
     return float(inside.sum()) * float(np.prod(lattice.spacing_mm))
 

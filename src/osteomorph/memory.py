@@ -53,8 +53,8 @@ def check_memory(fixed: Grid, moving: Grid, plan: Plan) -> int:
     needed, free = estimate_bytes(fixed, moving, plan), available_bytes()
     if needed > free:
         raise InputError(
-            f"This pair needs about {needed / 2**30:.1f} GB of memory and {free / 2**30:.1f} GB are available. Crop the images, "
-            f"or give a plan with a larger prepare.spacing_mm (now {plan.prepare.spacing_mm:g} mm)."
+            f"This pair needs about {needed / 2**30:.1f} GB of memory and {free / 2**30:.1f} GB are available. Crop the "
+            f"images, or give a plan with a larger prepare.spacing_mm (now {plan.prepare.spacing_mm:g} mm)."
         )
     return needed
 

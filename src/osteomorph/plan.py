@@ -123,4 +123,6 @@ class Plan(_Stage):
             where = ".".join(str(part) for part in first["loc"])
             raise InputError(f"{path}: {where}: {first['msg']}. See docs/extending.md for a plan's fields.") from None
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-            raise InputError(f"{path} is not a readable plan ({error}). Give a TOML or JSON file, or a recipe's name.") from None
+            raise InputError(
+                f"{path} is not a readable plan ({error}). Give a TOML or JSON file, or a recipe's name."
+            ) from None

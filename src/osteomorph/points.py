@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
-from typing import Literal, Self, final
+from typing import Literal, final
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class PointTable:
     delimiter: str
 
     @classmethod
-    def read(cls, path: Path, frame: Frame | None = None) -> Self:
+    def read(cls, path: Path, frame: Frame | None = None) -> "PointTable":
         """Columns x,y,z (in ``frame``, RAS by default), r,a,s (RAS) or l,p,s (LPS); or, without a header, three numbers a row.
 
         Raises InputError for a file without such columns, without points, or with a cell that is no number.
@@ -82,7 +82,7 @@ class PointTable:
         points = torch.tensor([[float(row[c]) for row in self.rows] for c in self.columns], dtype=torch.float64)
         return self._flipped(points)
 
-    def with_points(self, points_mm: Float[Tensor, "3 n"]) -> Self:
+    def with_points(self, points_mm: Float[Tensor, "3 n"]) -> "PointTable":
         """The same table with other coordinates (given in RAS mm, stored in the table's frame)."""
         rows = [list(row) for row in self.rows]
         for row, point in zip(rows, self._flipped(points_mm).T.tolist(), strict=True):

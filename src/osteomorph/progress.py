@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self, final
+from typing import IO, TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -35,7 +35,7 @@ class Reporter:
         self._stage_first = 0
         self._said = 0.0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Reporter":
         self._began = time.monotonic()
         return self
 

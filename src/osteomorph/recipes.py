@@ -18,10 +18,10 @@ def default() -> Plan:
         name="default",
         refine=RefinePlan(
             levels=(
-                Level(control_mm=16, iterations=40, step_mm=0.7, bending_factor=3.0),
-                Level(control_mm=12, iterations=40, step_mm=0.4, bending_factor=1.0),
+                Level(control_mm=16, iterations=50, step_mm=0.8, smooth_mm=1.0, bending_factor=2.0),
+                Level(control_mm=10, iterations=50, step_mm=0.4),
             ),
-            weights=Weights(mind=40.0, mutual_information=1.0, dice=1.0, bending=10.0, rigidity=2.0),
+            weights=Weights(mind=60.0, mutual_information=1.0, dice=1.0, bending=20.0, rigidity=2.0),
         ),
     )
 

@@ -119,7 +119,7 @@ def _gaussian(image: Image, sigma_mm: float) -> Image:
 
 
 class _Basis:
-    """Cubic B-spline control points -> vectors on a grid, by one matrix per array axis; every voxel free where they would be as dense."""
+    """Cubic B-spline control points -> vectors on a grid, one matrix per array axis; every voxel free where as dense."""
 
     def __init__(self, grid: Grid, control_mm: float, dtype: torch.dtype, device: torch.device) -> None:
         self.matrices: list[Tensor] = []
@@ -136,7 +136,7 @@ class _Basis:
 
 
 def cubic_matrix(n: int, step: float) -> np.ndarray:
-    """(n, m) values of m uniform cubic B-splines, ``step`` voxels apart, at n voxel centres; centred, and summing to 1 at each."""
+    """(n, m) values of m uniform cubic B-splines, ``step`` voxels apart, at n voxel centres; each row sums to 1."""
     intervals = max(1, int(np.ceil((n - 1) / step + 1e-9)))
     start = (n - 1) / 2 - intervals * step / 2
     knots = start + step * np.arange(-3, intervals + 4)

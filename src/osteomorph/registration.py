@@ -1,50 +1,45 @@
 """The path from two images to a transform, and the folder that records it."""
 
-import hashlib
-import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 
-from osteomorph import __version__, fields
+from osteomorph import fields
 from osteomorph.bones import Bone, bones_under
 from osteomorph.case import Case
 from osteomorph.errors import InputError
 from osteomorph.foreground import foreground
-from osteomorph.geometry import Grid, overlap_mm3
+from osteomorph.geometry import overlap_mm3
 from osteomorph.image import Image, Labels
 from osteomorph.initialise import Start, initialise
-from osteomorph.memory import check_memory, peak_bytes
+from osteomorph.inputs import BoneLabels, Bones, ImageSource, LabelSource, MaskSource, only_bones, read_case, with_bones
 from osteomorph.objective import Alignment
 from osteomorph.plan import Plan, RefinePlan
-from osteomorph.prepare import moved_case, prepare
+from osteomorph.prepare import prepare, resampled_case
 from osteomorph.recipes import recipe, recipe_names
 from osteomorph.refine import Progress
 from osteomorph.refine import refine as optimise
 from osteomorph.resampling import resample
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
 
-Bones = Literal["auto", "moving", "fixed", "both", "none"]
-BoneLabels = Sequence[int] | Mapping[int, str]
-
 INVERSE_BAR_MM = 0.05
 """Mean inverse-consistency error above which a result is flagged."""
 
 
 def register(
-    fixed: str | Path | Image,
-    moving: str | Path | Image,
+    fixed: ImageSource,
+    moving: ImageSource,
     *,
-    fixed_labels: str | Path | Labels | None = None,
-    moving_labels: str | Path | Labels | None = None,
-    fixed_mask: str | Path | Image | None = None,
-    moving_mask: str | Path | Image | None = None,
+    fixed_labels: LabelSource = None,
+    moving_labels: LabelSource = None,
+    fixed_mask: MaskSource = None,
+    moving_mask: MaskSource = None,
     bone_labels: BoneLabels | None = None,
     bones: Bones = "auto",
     plan: str | Path | Plan = "default",
@@ -75,28 +70,24 @@ def register(
     clock = _Clock(progress)
     with _threads(threads):
         with clock("read"):
-            case, hashes = _read_case(fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, chosen)
-            case, ids = _with_bones(case, bone_labels, bones)
-            given = _as_transform(initial)
-            where = _device(device)
+            case, hashes = read_case(fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, chosen)
+            case, ids = with_bones(case, bone_labels, bones)
+            given, where = _as_transform(initial), _device(device)
         with clock("prepare"):
-            bone_case = replace(
-                case,
-                fixed_labels=case.fixed_labels.only(ids.all) if case.fixed_labels is not None and ids.all else None,
-                moving_labels=case.moving_labels.only(ids.all) if case.moving_labels is not None and ids.all else None,
-            )
-            prepared = prepare(bone_case, chosen.prepare)
+            prepared = prepare(only_bones(case, ids), chosen.prepare)
         with clock("rigid start"):
             start = _start(prepared, chosen, initial, given)
         with clock("refine"):
-            carried = moved_case(prepared, start.rigid)
+            carried = resampled_case(prepared, start.rigid)
             if overlap_mm3(carried.fixed.grid, carried.moving.grid) == 0:
-                raise InputError("The fields of view do not overlap after the rigid start. Give labels of both images, or --initial.")
+                raise InputError(
+                    "The fields of view do not overlap after the rigid start. Give labels of both images or --initial."
+                )
             if carried.fixed_mask is None:
                 carried = replace(carried, fixed_mask=foreground(carried.fixed))
             plan_here = _available_frame(chosen.refine, bones, carried)
             warp, history = optimise(_to(carried, where), plan_here, ids.rigid, chosen.seed, progress)
-            if where != "cpu":
+            if where.type != "cpu":
                 warp = replace(warp, vectors=warp.vectors.cpu())
     return Registration(case, start, warp, chosen, ids.rigid, carried, history, clock.seconds, hashes, str(where))
 
@@ -165,7 +156,7 @@ class Registration:
         for name, warp in (("mutual_information_start", identity), ("mutual_information", flow)):
             at = Alignment(self.carried, warp, stride=2)
             out[name] = float(mutual_information(at.fixed_values()[0], at.moved_values()[0], at.weight))
-        lattice = self.case.fixed.grid.resampled(tuple(float(s) for s in self.case.fixed.grid.size_mm / 40))
+        lattice = self.case.fixed.grid.resampled(self.case.fixed.grid.size_mm / 40)
         points = lattice.points(torch.float64).flatten(1)
         there = self.transform(points)
         inside = self.case.moving.grid.contains(there)
@@ -204,48 +195,9 @@ class Registration:
 
     def write(self, folder: str | Path, overwrite: bool = False, command: Sequence[str] | None = None) -> Path:
         """The output folder, whole or not at all; its files are listed in docs/conventions.md."""
-        from osteomorph.io import OutputFolder, write_displacement, write_image, write_json, write_transform
+        from osteomorph.record import write_result
 
-        began = time.perf_counter()
-        with OutputFolder(folder, overwrite) as out:
-            write_image(out / "moved.nii.gz", self.moved())
-            if self.moved_labels is not None:
-                write_image(out / "moved_labels.nii.gz", self.moved_labels)
-            write_displacement(out / "displacement.nii.gz", self.transform, self.case.fixed.grid)
-            write_transform(out / "transform.h5", self.transform)
-            write_transform(out / "inverse.h5", self.inverse)
-            write_json(out / "bones.json", {"exact": False, "frame": "RAS mm, fixed -> moving", "bones": [b.as_json() for b in self.bones]})
-            record = self.record(command)
-            record["seconds"]["write"] = round(time.perf_counter() - began, 3)
-            write_json(out / "result.json", record)
-        return Path(folder)
-
-    def record(self, command: Sequence[str] | None = None) -> dict[str, Any]:
-        """What result.json holds."""
-        moving = self.case.moving
-        return {
-            "version": __version__,
-            "versions": _versions(),
-            "command": list(command) if command is not None else None,
-            "direction": "transform.h5 and displacement.nii.gz map fixed points to moving points; inverse.h5 maps back",
-            "units": "mm; RAS+ in JSON files and displacement.nii.gz (intent 1006), LPS inside ITK .h5 files",
-            "exact": False,
-            "seed": self.plan.seed,
-            "device": self.device,
-            "threads": torch.get_num_threads(),
-            "inputs": self.hashes,
-            "grids": {"fixed": _grid_json(self.case.fixed.grid), "moving": _grid_json(moving.grid)},
-            "moved": {"interpolation": self.plan.interpolation, "outside": float(moving.data.min()), "dtype": str(moving.stored)},
-            "start": {"method": self.start.method, "score": self.start.score, "matrix": self.start.rigid.matrix.tolist()},
-            "plan": self.plan.model_dump(mode="json"),
-            "plan_sha256": self.plan.digest(),
-            "terms": {"first": self.history[0], "last": self.history[-1]} if self.history else {},
-            "metrics": self.metrics,
-            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
-            "peak_memory_bytes": peak_bytes(),
-            "passed": self.passed,
-            "warnings": list(self.warnings),
-        }
+        return write_result(self, Path(folder), overwrite, command)
 
 
 # -- steps ----------------------------------------------------------------------------------------------------------------
@@ -280,77 +232,6 @@ def _as_transform(initial: str | Path | Transform | None) -> Rigid | None:
     if not isinstance(initial, Rigid):
         raise InputError("--initial takes a rigid transform; this one deforms. Give its rigid part alone.")
     return initial
-
-
-def _read_case(
-    fixed: object, moving: object, fixed_labels: object, moving_labels: object, fixed_mask: object, moving_mask: object, plan: Plan
-) -> tuple[Case, dict[str, str]]:
-    from osteomorph import io
-
-    grids = [side.grid if isinstance(side, Image) else io.read_header(side).grid for side in (fixed, moving)]  # type: ignore[arg-type]
-    if grids[0] is not None and grids[1] is not None:
-        check_memory(grids[0], grids[1], plan)
-    hashes = {}
-    for name, given in (
-        ("fixed", fixed),
-        ("moving", moving),
-        ("fixed_labels", fixed_labels),
-        ("moving_labels", moving_labels),
-        ("fixed_mask", fixed_mask),
-        ("moving_mask", moving_mask),
-    ):
-        if given is not None:
-            hashes[name] = _hash(given)
-    images = [side if isinstance(side, Image) else io.read_image(side) for side in (fixed, moving)]  # type: ignore[arg-type]
-    labels = [
-        given if given is None or isinstance(given, Labels) else io.read_labels(given, like=image.grid)  # type: ignore[arg-type]
-        for given, image in zip((fixed_labels, moving_labels), images, strict=True)
-    ]
-    masks = [
-        given if given is None or isinstance(given, Image) else io.read_mask(given, image.grid)  # type: ignore[arg-type]
-        for given, image in zip((fixed_mask, moving_mask), images, strict=True)
-    ]
-    return Case(images[0], images[1], labels[0], labels[1], masks[0], masks[1]), hashes
-
-
-@dataclass(frozen=True)
-class _Ids:
-    all: tuple[int, ...]
-    rigid: tuple[int, ...]
-
-
-def _with_bones(case: Case, wanted: BoneLabels | None, bones: Bones) -> tuple[Case, _Ids]:
-    """The case with the user's names on its labels, the ids that are bone, and those to hold rigid."""
-    fixed, moving = case.fixed_labels, case.moving_labels
-    for side, labels in (("fixed", fixed), ("moving", moving)):
-        if bones in (side, "both") and labels is None:
-            raise InputError(f"--bones {bones} needs --{side}-labels. Give them, or use --bones auto.")
-    if fixed is None and moving is None:
-        if wanted is not None:
-            raise InputError("--bone-labels needs --fixed-labels or --moving-labels.")
-        return case, _Ids((), ())
-    present = {side: set(labels.ids()) if labels is not None else set() for side, labels in (("fixed", fixed), ("moving", moving))}
-    everywhere = present["fixed"] | present["moving"]
-    if wanted is None:
-        ids = tuple(sorted(everywhere))
-    else:
-        ids = tuple(wanted)
-        absent = [i for i in ids if i not in everywhere]
-        if absent:
-            raise InputError(
-                f"Bone label {', '.join(map(str, absent))} does not occur in the labels given. They hold "
-                f"{', '.join(map(str, sorted(everywhere)))}; correct --bone-labels."
-            )
-    if isinstance(wanted, Mapping):
-        named = dict(wanted)
-        case = replace(
-            case,
-            fixed_labels=replace(fixed, names={**fixed.names, **named}) if fixed is not None else None,
-            moving_labels=replace(moving, names={**moving.names, **named}) if moving is not None else None,
-        )
-    sides = {"auto": ("moving",) if moving is not None else ("fixed",), "both": ("fixed", "moving"), "none": ()}.get(bones, (bones,))
-    rigid = tuple(i for i in ids if any(i in present[side] for side in sides))
-    return case, _Ids(ids, rigid)
 
 
 def _available_frame(plan: RefinePlan, bones: Bones, case: Case) -> RefinePlan:
@@ -414,26 +295,3 @@ class _Clock:
         self.seconds[stage] = time.perf_counter() - began
         if self.progress is not None and stage != "refine":
             self.progress(stage, 1, 1)
-
-
-def _hash(given: object) -> str:
-    digest = hashlib.sha256()
-    if isinstance(given, (Image, Labels)):
-        digest.update(given.data.numpy().tobytes())
-        digest.update(given.grid.affine.tobytes())
-    else:
-        with open(str(given), "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _grid_json(grid: Grid) -> dict[str, Any]:
-    return {"shape": list(grid.shape), "affine": grid.affine.tolist(), "axcodes": grid.axcodes}
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("torch", "numpy", "scipy", "SimpleITK", "nibabel")
-    return {"python": platform.python_version(), "platform": platform.platform(), **{name: version(name) for name in names}}

@@ -10,6 +10,7 @@ from functools import reduce
 from itertools import combinations
 from typing import Any, NamedTuple, final
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -19,14 +20,30 @@ from osteomorph.geometry import Grid
 from osteomorph.objective import Alignment, Term
 
 Offset = tuple[int, int, int]
+Tap = tuple[Offset, float]
+
+BLOCK = 1 << 15
+"""Voxels worked on at a time on a CPU: they stay in its cache, and torch starts no threads for so few."""
 
 
 class Difference(NamedTuple):
     """A finite difference: sum of factor * value at offset."""
 
-    taps: tuple[tuple[Offset, float], ...]
+    taps: tuple[Tap, ...]
     times: float = 1.0
     """How often its square counts."""
+
+
+class Group(NamedTuple):
+    """Differences taken at the same voxels, those at which all of them are inside the volume."""
+
+    differences: list[Difference]
+    weight: Tensor | None
+    """Of these voxels; None for all alike."""
+
+    @property
+    def taps(self) -> list[Tap]:
+        return [tap for difference in self.differences for tap in difference.taps]
 
 
 def _along(axis: int, steps: int) -> Offset:
@@ -64,15 +81,14 @@ def diffusion(
 
     Forward differences in mm. A pair of neighbours counts by the product of their weights. A shear of 5 % has 0.0025.
     """
-    total = vectors.new_zeros(vectors.shape[:-4])
+    groups = []
     for axis in range(3):
-        if vectors.shape[axis - 3] < 2:
-            continue
         h = float(grid.spacing_mm[axis])
         step = Difference(((_along(axis, 1), 1 / h), ((0, 0, 0), -1 / h)))
-        pairs = None if weight is None else _shifted(weight, step, (0, 0, 0)) * _shifted(weight, step, _along(axis, 1))
-        total = total + _mean_square(vectors, [step], pairs)
-    return total
+        if vectors.shape[axis - 3] > 1:
+            ends = None if weight is None else [_shifted(weight, step.taps, offset) for offset, _ in step.taps]
+            groups.append(Group([step], None if ends is None else ends[0] * ends[1]))
+    return _mean_squares(vectors, groups)
 
 
 def bending(
@@ -83,61 +99,74 @@ def bending(
     Central differences at the voxels that have all their neighbours. Axes of fewer than three voxels are left out.
     """
     axes = [d for d in range(3) if vectors.shape[d - 3] > 2]
-    differences = _second(grid, axes)
-    if not differences:
+    if not axes:
         return vectors.new_zeros(vectors.shape[:-4])
+    group = Group(_second(grid, axes), None)
     if weight is not None:
-        weight = _shifted(weight, Difference(tuple(tap for d in differences for tap in d.taps)), (0, 0, 0))
-    return _mean_square(vectors, differences, weight)
+        group = group._replace(weight=_shifted(weight, group.taps, (0, 0, 0)))
+    return _mean_squares(vectors, [group])
 
 
-def _mean_square(vectors: Tensor, differences: list[Difference], weight: Tensor | None) -> Tensor:
-    rows = [_MeanSquare.apply(one, differences, weight) for one in vectors.reshape(-1, *vectors.shape[-4:])]
+def _mean_squares(vectors: Tensor, groups: list[Group]) -> Tensor:
+    rows = [_MeanSquares.apply(one, groups) for one in vectors.reshape(-1, *vectors.shape[-4:])]
     return torch.stack(rows).reshape(vectors.shape[:-4])
 
 
-def _shifted(volume: Tensor, reach: Difference, offset: Offset) -> Tensor:
+def _shifted(volume: Tensor, reach: Iterable[Tap], offset: Offset) -> Tensor:
     """The part of ``volume`` that lies ``offset`` away from the voxels at which every tap of ``reach`` is inside."""
     for axis in range(3):
-        before = max(0, -min(tap[axis] for tap, _ in reach.taps))
-        after = max(0, max(tap[axis] for tap, _ in reach.taps))
+        steps = [tap[axis] for tap, _ in reach]
+        before, after = max(0, -min(steps)), max(0, max(steps))
         n = volume.shape[axis - 3]
         volume = volume.narrow(axis - 3, before + offset[axis], n - before - after)
     return volume
 
 
-class _MeanSquare(torch.autograd.Function):
-    """Weighted mean of summed squares of differences. Its gradient is made in the same pass: the adjoint of what is there."""
+class _MeanSquares(torch.autograd.Function):
+    """Sum over groups of the weighted mean of squared differences. Its gradient is made in the same pass, by the adjoint."""
 
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, differences: list[Difference], weight: Tensor | None) -> Tensor:
-        reach = Difference(tuple(tap for difference in differences for tap in difference.taps))
-        count = (
-            float(_shifted(vectors[0], reach, (0, 0, 0)).numel())
-            if weight is None
-            else max(float(weight.sum()), torch.finfo(torch.float64).tiny)
-        )
+    def forward(ctx: Any, vectors: Tensor, groups: list[Group]) -> Tensor:
         gradient = torch.zeros_like(vectors) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=torch.float64, device=vectors.device)
-        for taps, times in differences:
-            (offset, factor), *others = taps
-            value = _shifted(vectors, reach, offset) * factor
-            for offset, factor in others:
-                value.add_(_shifted(vectors, reach, offset), alpha=factor)
-            heavy = value if weight is None else value * weight
-            total += times * (heavy * value).sum()
-            if gradient is not None:
-                for offset, factor in taps:
-                    _shifted(gradient, reach, offset).add_(heavy, alpha=2 * times * factor / count)
+        for group in groups:
+            for c, component in enumerate(vectors):
+                total += _mean_square(component, None if gradient is None else gradient[c], group)
         if gradient is not None:
             ctx.save_for_backward(gradient)
-        return (total / count).to(vectors.dtype)
+        return total.to(vectors.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outer, None, None
+        return gradient * outer, None
+
+
+def _mean_square(component: Tensor, gradient: Tensor | None, group: Group) -> Tensor:
+    """Weighted mean of the summed squares; adds its gradient to ``gradient``."""
+    values = {offset: _shifted(component, group.taps, offset) for offset, _ in group.taps}
+    slopes = {} if gradient is None else {offset: _shifted(gradient, group.taps, offset) for offset in values}
+    rows, columns, depth = next(iter(values.values())).shape
+    weight = group.weight
+    count = float(rows * columns * depth) if weight is None else max(float(weight.sum()), torch.finfo(torch.float32).tiny)
+    planes = max(1, BLOCK // (columns * depth)) if component.device.type == "cpu" else rows
+    sums = []
+    for start in range(0, rows, planes):
+        slab = slice(start, start + planes)
+        value_at = {offset: value[slab] for offset, value in values.items()}
+        slope_at = {offset: slope[slab] for offset, slope in slopes.items()}
+        for taps, times in group.differences:
+            (offset, factor), *others = taps
+            value = value_at[offset] * factor
+            for offset, factor in others:
+                value.add_(value_at[offset], alpha=factor)
+            heavy = value if weight is None else value * weight[slab]
+            if slope_at:
+                for offset, factor in taps:
+                    slope_at[offset].add_(heavy, alpha=2 * times * factor / count)
+            sums.append((heavy * value).sum().double() * times)
+    return torch.stack(sums).sum() / count
 
 
 # -- in bone ----------------------------------------------------------------------------------------------------------
@@ -163,79 +192,130 @@ def rigidity_parts(vectors: Float[Tensor, "3 i j k"], grid: Grid, mask: Bool[Ten
     Central differences in mm (Staring et al., 2007; thesis 3.11-3.16), worked out at those voxels alone: the 19 values
     that each needs are gathered. No voxel, no penalty.
     """
-    inner = torch.zeros_like(mask)
-    inner[1:-1, 1:-1, 1:-1] = mask[1:-1, 1:-1, 1:-1]
-    voxels = inner.flatten().nonzero()[:, 0]
-    if not len(voxels):
-        return RigidityParts(*vectors.new_zeros(3))
-    differences = [_first(grid, axis) for axis in range(3)] + _second(grid, range(3))
-    offsets = sorted({offset for difference in differences for offset, _ in difference.taps} - {(0, 0, 0)})
-    factors = torch.zeros(len(differences), len(offsets), dtype=torch.float64)
-    for row, difference in enumerate(differences):
-        for offset, factor in difference.taps:
-            if offset != (0, 0, 0):  # values are taken relative to the centre's
-                factors[row, offsets.index(offset)] = factor
     _, n, m = mask.shape
-    steps = torch.tensor([(i * n + j) * m + k for i, j, k in offsets], device=mask.device)
-    around = _Around.apply(vectors, voxels, steps)
-    derivatives = (factors.to(vectors) @ around).transpose(0, 1)
-    return _parts(list(derivatives[:3]), list(derivatives[3:6]), list(derivatives[6:]), grid, None)
+    found = mask[1:-1, 1:-1, 1:-1].nonzero() + 1 if min(mask.shape) > 2 else mask.new_zeros(0, 3, dtype=torch.long)
+    if not len(found):
+        return RigidityParts(*vectors.new_zeros(3))
+    voxels = (found[:, 0] * n + found[:, 1]) * m + found[:, 2]
+    differences = [_first(grid, axis) for axis in range(3)] + _second(grid, range(3))
+    return RigidityParts(*_Rigidity.apply(vectors, voxels, Neighbourhood(differences, grid.direction, (n * m, m, 1))))
 
 
-class _Around(torch.autograd.Function):
-    """(3, taps, voxels) values at flat index voxel + step, less the voxel's own."""
+class Neighbourhood:
+    """The 18 neighbours that nine derivatives at a voxel need, the voxel's own value being taken away from theirs."""
+
+    def __init__(self, differences: list[Difference], direction: np.ndarray, strides: Offset) -> None:
+        self.direction = direction
+        offsets = sorted({offset for difference in differences for offset, _ in difference.taps} - {(0, 0, 0)})
+        self.steps = torch.tensor([sum(o * s for o, s in zip(offset, strides, strict=True)) for offset in offsets])
+        self.taps = [[(offsets.index(o), f) for o, f in taps if o in offsets] for taps, _ in differences]
+        self.times = [times for _, times in differences[3:]]
+
+    def derivatives(self, around: Float[Tensor, "3 18 m"]) -> Float[Tensor, "9 3 m"]:
+        """First, pure second and mixed second ones along the array axes."""
+        out = around.new_zeros(len(self.taps), 3, around.shape[-1])
+        for derivative, taps in zip(out, self.taps, strict=True):
+            for tap, factor in taps:
+                derivative.add_(around[:, tap], alpha=factor)
+        return out
+
+    def adjoint(self, slopes: Float[Tensor, "9 3 m"]) -> Float[Tensor, "3 18 m"]:
+        """From a gradient by derivatives to one by neighbours."""
+        out = slopes.new_zeros(3, len(self.steps), slopes.shape[-1])
+        for slope, taps in zip(slopes, self.taps, strict=True):
+            for tap, factor in taps:
+                out[:, tap].add_(slope, alpha=factor)
+        return out
+
+    def jacobian(self, derivatives: Float[Tensor, "9 3 m"]) -> Float[Tensor, "3 3 m"]:
+        """Entry [b, a]: d(component a of x + u)/d(world axis b)."""
+        rows = [_sum(float(self.direction[b, d]) * derivatives[d] for d in range(3)) for b in range(3)]
+        jacobian = torch.stack(rows)
+        jacobian.diagonal().add_(1)
+        return jacobian
+
+
+class _Rigidity(torch.autograd.Function):
+    """The three means, block by block of voxels, and their gradient by hand: 2 H, 4 (J J^T - I) J and 2 (det J - 1) cof J."""
 
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, voxels: Tensor, steps: Tensor) -> Tensor:
-        ctx.save_for_backward(voxels, steps)
-        ctx.shape = vectors.shape
-        where = (voxels + steps[:, None]).flatten()
+    def forward(ctx: Any, vectors: Tensor, voxels: Tensor, near: Neighbourhood) -> Tensor:
         flat = vectors.reshape(3, -1)
-        around = torch.stack([component.index_select(0, where) for component in flat]).unflatten(1, (len(steps), -1))
-        return around.sub_(torch.stack([component.index_select(0, voxels) for component in flat])[:, None])
+        steps = near.steps.to(voxels.device)[:, None]
+        kept, sums = [], []
+        for some in voxels.split(_block(voxels)):
+            where = (some + steps).flatten()
+            around = [one.index_select(0, where).unflatten(0, (len(steps), -1)) - one.index_select(0, some) for one in flat]
+            derivatives = near.derivatives(torch.stack(around))
+            jacobian = near.jacobian(derivatives)
+            hessian = _sum(times * part.square() for times, part in zip(near.times, derivatives[3:], strict=True))
+            parts = (hessian, _excess(jacobian).square(), (_cofactors(jacobian)[0] * jacobian[0]).sum(0).sub(1).square())
+            sums.append(torch.stack([part.sum() for part in parts]).double())
+            kept.append(derivatives)
+        ctx.save_for_backward(voxels, *(kept if ctx.needs_input_grad[0] else []))
+        ctx.near, ctx.shape = near, vectors.shape
+        return (torch.stack(sums).sum(0) / len(voxels)).to(vectors.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
-        voxels, steps = ctx.saved_tensors
-        where = (voxels + steps[:, None]).flatten()
+        voxels, *kept = ctx.saved_tensors
+        near: Neighbourhood = ctx.near
+        steps = near.steps.to(voxels.device)[:, None]
         gradient = torch.zeros(ctx.shape, dtype=outer.dtype, device=outer.device)
-        for component, part in zip(gradient.view(3, -1), outer, strict=True):
-            component.index_add_(0, where, part.flatten())
-            component.index_add_(0, voxels, part.sum(0), alpha=-1)
+        bending, orthonormality, determinant = (float(one) / len(voxels) for one in outer)
+        for some, derivatives in zip(voxels.split(_block(voxels)), kept, strict=True):
+            jacobian = near.jacobian(derivatives)
+            excess, cofactors = _excess(jacobian), _cofactors(jacobian)
+            change = (cofactors[0] * jacobian[0]).sum(0).sub(1)
+            slope = torch.stack([(4 * orthonormality) * (excess * row).sum(1) for row in jacobian])
+            slope += (2 * determinant) * change * cofactors
+            slopes = torch.empty_like(derivatives)
+            for d in range(3):
+                slopes[d] = _sum(float(near.direction[b, d]) * slope[b] for b in range(3))
+            for times, into, part in zip(near.times, slopes[3:], derivatives[3:], strict=True):
+                torch.mul(part, 2 * bending * times, out=into)
+            where = (some + steps).flatten()
+            for component, part in zip(gradient.view(3, -1), near.adjoint(slopes), strict=True):
+                component.index_add_(0, where, part.flatten())
+                component.index_add_(0, some, part.sum(0), alpha=-1)
         return gradient, None, None
+
+
+def _block(voxels: Tensor) -> int:
+    return BLOCK // 20 if voxels.device.type == "cpu" else len(voxels)
+
+
+def _excess(jacobian: Tensor) -> Tensor:
+    """J J^T - I, from rows that are world axes."""
+    excess = _sum(row[:, None] * row for row in jacobian)
+    excess.diagonal().sub_(1)
+    return excess
+
+
+def _cofactors(jacobian: Tensor) -> Tensor:
+    """Derivative of the determinant by each entry."""
+    a, b, c = jacobian
+    return torch.stack([torch.linalg.cross(p, q, dim=0) for p, q in ((b, c), (c, a), (a, b))])
 
 
 def dense_rigidity_parts(vectors: Float[Tensor, "3 i j k"], grid: Grid, mask: Bool[Tensor, "i j k"]) -> RigidityParts:
     """The same as :func:`rigidity_parts`, over the whole volume and then masked, as in the thesis. A reference: slow."""
     first, second = [_first(grid, axis) for axis in range(3)], _second(grid, range(3))
-    reach = Difference(tuple(tap for difference in second for tap in difference.taps))
+    reach = Group(second, None).taps
     inner = _shifted(mask, reach, (0, 0, 0))
     derivatives = [
         _sum(factor * _shifted(vectors, reach, offset) for offset, factor in difference.taps) for difference in first + second
     ]
-    return _parts(derivatives[:3], derivatives[3:6], derivatives[6:], grid, inner)
-
-
-def _parts(first: list[Tensor], pure: list[Tensor], mixed: list[Tensor], grid: Grid, mask: Tensor | None) -> RigidityParts:
-    """From derivatives (3, ...) along the array axes. A = J - I is kept apart from I, for the sake of float32."""
-    direction = grid.direction
-    a = [[_sum(float(direction[w, d]) * first[d][c] for d in range(3)) for w in range(3)] for c in range(3)]
-    hessian = _sum(x.square().sum(0) for x in pure) + 2 * _sum(x.square().sum(0) for x in mixed)
+    rows = [_sum(float(grid.direction[b, d]) * derivatives[d] for d in range(3)) for b in range(3)]
+    j = [[rows[b][a] + float(a == b) for b in range(3)] for a in range(3)]
+    hessian = _sum(d.times * value.square().sum(0) for d, value in zip(second, derivatives[3:], strict=True))
     orthonormality = _sum(
-        (1 if r == s else 2) * (a[r][s] + a[s][r] + _sum(a[r][w] * a[s][w] for w in range(3))).square()
-        for r in range(3)
-        for s in range(r, 3)
+        (_sum(j[r][w] * j[s][w] for w in range(3)) - float(r == s)).square() for r in range(3) for s in range(3)
     )
-    trace = a[0][0] + a[1][1] + a[2][2]
-    minors = _sum(a[r][r] * a[s][s] - a[r][s] * a[s][r] for r, s in combinations(range(3), 2))
-    volume = _sum(a[0][p] * (a[1][q] * a[2][r] - a[1][r] * a[2][q]) for p, q, r in ((0, 1, 2), (1, 2, 0), (2, 0, 1)))
-    determinant = (trace + minors + volume).square()
-    values = (hessian, orthonormality, determinant)
-    if mask is None:
-        return RigidityParts(*[value.mean() for value in values])
-    count = mask.sum().clamp(min=1)
-    return RigidityParts(*[(value * mask).sum() / count for value in values])
+    volume = _sum(j[0][p] * (j[1][q] * j[2][r] - j[1][r] * j[2][q]) for p, q, r in ((0, 1, 2), (1, 2, 0), (2, 0, 1)))
+    count = inner.sum().clamp(min=1)
+    return RigidityParts(*[(value * inner).sum() / count for value in (hessian, orthonormality, (volume - 1).square())])
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:

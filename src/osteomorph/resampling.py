@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy import ndimage
 from torch import Tensor
 
-from osteomorph.geometry import Grid, sample
+from osteomorph.geometry import Grid, Interpolation, sample
 from osteomorph.image import Image, Labels
 from osteomorph.transforms import Transform
 
@@ -23,7 +23,9 @@ LANCZOS_LOBES = 4
 
 
 @overload
-def resample(moving: Image, transform: Transform, onto: Grid, kernel: Kernel = "linear", outside: float | None = None) -> Image: ...
+def resample(
+    moving: Image, transform: Transform, onto: Grid, kernel: Kernel = "linear", outside: float | None = None
+) -> Image: ...
 @overload
 def resample(moving: Labels, transform: Transform, onto: Grid) -> Labels: ...
 def resample(
@@ -35,21 +37,19 @@ def resample(
     border, as in ITK) and take ``outside``, by default their own minimum, beyond their field of view.
     """
     if isinstance(moving, Labels):
-        data = _by_slab(onto, transform, lambda points: sample(moving.data, moving.grid, points, "nearest", 0), moving.data.dtype, 1)
-        return Labels(data, onto, moving.names, moving.stored)
+        return Labels(_by_slab(moving, transform, onto, "nearest", 0.0), onto, moving.names, moving.stored)
     fill = float(moving.data.min()) if outside is None else outside
-    channels = moving.data.shape[0]
-    if kernel == "linear":
-        data = _by_slab(onto, transform, lambda points: sample(moving.data, moving.grid, points, "linear", fill), moving.data.dtype, channels)
-    else:
-        data = _bspline(moving, transform, onto, fill)
-    return Image(data, onto, moving.stored)
+    if kernel == "bspline":
+        return Image(_bspline(moving, transform, onto, fill), onto, moving.stored)
+    return Image(_by_slab(moving, transform, onto, "linear", fill), onto, moving.stored)
 
 
-def _by_slab(onto: Grid, transform: Transform, read, dtype: torch.dtype, channels: int) -> Tensor:  # type: ignore[no-untyped-def]
-    out = torch.empty(channels, *onto.shape, dtype=dtype)
+def _by_slab(moving: Image | Labels, transform: Transform, onto: Grid, how: Interpolation, outside: float) -> Tensor:
+    out = torch.empty(moving.data.shape[0], *onto.shape, dtype=moving.data.dtype)
     for start in range(0, onto.shape[0], SLAB):
-        out[:, start : start + SLAB] = read(transform(_slab(onto, start).points(torch.float64).flatten(1))).unflatten(-1, (-1, *onto.shape[1:]))
+        points = transform(_slab(onto, start).points(torch.float64).flatten(1))
+        values = sample(moving.data, moving.grid, points, how, outside)
+        out[:, start : start + SLAB] = values.unflatten(-1, (-1, *onto.shape[1:]))
     return out
 
 

@@ -1,27 +1,27 @@
-"""Many rigid poses at once, each climbing the mutual information of two images by gradient."""
+"""Many rigid poses at once, each climbing the mutual information of two images by its gradient."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from osteomorph.geometry import Grid, sample
+from osteomorph.geometry import sample
 from osteomorph.image import Image
 from osteomorph.similarity import mutual_information
 
 LEVELS = 128
-"""Nodes of the fine histogram."""
+"""Nodes of the fine histogram that mutual information is computed from."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Two images at one resolution, and how alike they are under rigid poses.
-
-    Weights are 0 to 1, by which values count; bodies are 1 in the patient and 0 in air. On the grid of their image.
-    """
+    """Two images at one resolution; bodies (1 in the patient, 0 in air) and weights lie on the grid of their image."""
 
     fixed: Image
     moving: Image
@@ -30,49 +30,84 @@ class Pair:
     fixed_weight: Image
     moving_weight: Image
     bins: int
-    channels: Tensor = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        channels = torch.cat([self.moving.data[:1], self.moving_body.data, self.moving_weight.data])
-        object.__setattr__(self, "channels", channels)
 
     @property
     def spacing_mm(self) -> float:
         return float(self.fixed.grid.spacing_mm.mean())
 
-    @property
-    def smaller_body_mm3(self) -> float:
-        sides = ((self.fixed_body.data, self.fixed.grid), (self.moving_body.data, self.moving.grid))
-        return min(float(body.sum()) * float(grid.spacing_mm.prod()) for body, grid in sides)
+    @cached_property
+    def points(self) -> Float[Tensor, "3 n"]:
+        """World mm of the fixed voxels."""
+        return self.fixed.grid.points().flatten(1)
+
+    @cached_property
+    def fixed_values(self) -> Float[Tensor, "3 n"]:
+        """Intensity, body and weight of the fixed voxels."""
+        return torch.cat([self.fixed.data[:1], self.fixed_body.data, self.fixed_weight.data]).flatten(1)
+
+    @cached_property
+    def moving_channels(self) -> Float[Tensor, "3 i j k"]:
+        return torch.cat([self.moving.data[:1], self.moving_body.data, self.moving_weight.data])
+
+    @cached_property
+    def smaller_body(self) -> float:
+        """Share of the fixed voxels that the smaller body would fill."""
+        voxels = float(self.moving.grid.spacing_mm.prod() / self.fixed.grid.spacing_mm.prod())
+        smaller = min(float(self.fixed_body.data.sum()), float(self.moving_body.data.sum()) * voxels)
+        return max(smaller, 1.0) / self.fixed.grid.voxels
 
     def alike(
-        self, matrices: Float[Tensor, "b 4 4"], stride: int = 1, offset: tuple[int, int, int] = (0, 0, 0)
+        self, matrices: Float[Tensor, "b 4 4"], chosen: Int[Tensor, " m"]
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-        """Mutual information in nats where the fields of view overlap, and the share of the smaller body that lies in the other.
+        """Mutual information in nats where both have data, and the share of the smaller body that lies in the other.
 
-        stride, offset: the lattice of the fixed image that is looked at.
+        chosen: the fixed voxels that are looked at.
         """
-        lattice = self.fixed.grid.strided(stride, offset)
-        points = lattice.points().flatten(1)
-        moved = (matrices[:, :3, :3] @ points + matrices[:, :3, 3:]).transpose(0, 1)
-        values = sample(self.channels, self.moving.grid, moved.flatten(1)).unflatten(-1, moved.shape[1:])
-        inside = self.moving.grid.contains(moved.detach().transpose(0, 1)).float()
-        fixed, fixed_body, fixed_weight = (
-            on_lattice(image.data[:1], stride, offset) for image in (self.fixed, self.fixed_body, self.fixed_weight)
+        fixed, body, weight = self.fixed_values[:, chosen]
+        moved = matrices[:, :3, :3] @ self.points[:, chosen] + matrices[:, :3, 3:]
+        values = sample(self.moving_channels, self.moving.grid, moved.transpose(0, 1).flatten(1)).unflatten(
+            -1, (len(moved), -1)
         )
-        weight = inside * fixed_weight * values[2].detach()
-        information = mutual_information(fixed.expand_as(values[0]), values[0], weight, bins=self.bins, levels=LEVELS)
-        volume = float(lattice.spacing_mm.prod())
-        overlap = (fixed_body * values[1] * inside).sum(-1) * volume / max(self.smaller_body_mm3, volume)
-        return information, overlap
+        inside = self.moving.grid.contains(moved.detach()).to(weight.dtype)
+        counted = inside * weight * values[2].detach()
+        information = mutual_information(fixed.expand_as(values[0]), values[0], counted, bins=self.bins, levels=LEVELS)
+        return information, (body * values[1] * inside).mean(-1) / self.smaller_body
+
+    def choose(self, samples: int, generator: torch.Generator) -> Int[Tensor, " m"]:
+        """That many fixed voxels at random, or all."""
+        if samples >= self.points.shape[1]:
+            return torch.arange(self.points.shape[1])
+        return torch.randint(self.points.shape[1], (samples,), generator=generator)
 
 
-def on_lattice(data: Float[Tensor, "1 i j k"], stride: int, offset: tuple[int, int, int]) -> Float[Tensor, "1 n"]:
-    a, b, c = offset
-    return data[:, a::stride, b::stride, c::stride].flatten(1)
+def climb(
+    pair: Pair, matrices: Float[Tensor, "b 4 4"], steps: int, samples: int, seed: int, with_overlap: bool
+) -> Float[Tensor, "b 4 4"]:
+    """The poses after ``steps`` of Adam on mutual information; with_overlap: times the overlap of the bodies.
+
+    Steps begin at half a voxel and decay to a twentieth. A turn counts as the shift it makes at the body's radius.
+    samples: fixed voxels looked at in a step; new ones each time.
+    """
+    centre, radius_mm = middle(pair.fixed_body)
+    generator = torch.Generator().manual_seed(seed)
+    free = torch.zeros(len(matrices), 6, requires_grad=True)
+    optimiser = torch.optim.Adam([free], lr=pair.spacing_mm / 2, betas=(0.8, 0.95))
+    decay = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.1 ** (1 / max(1, steps)))
+    for _ in range(steps):
+        optimiser.zero_grad()
+        here = matrices @ about(free[:, :3] / radius_mm, free[:, 3:], centre)
+        information, overlap = pair.alike(here, pair.choose(samples, generator))
+        score = information * overlap if with_overlap else information
+        (-score.sum()).backward()
+        optimiser.step()
+        decay.step()
+    with torch.no_grad():
+        return matrices @ about(free[:, :3] / radius_mm, free[:, 3:], centre)
 
 
-def about(turns: Float[Tensor, "b 3"], shifts_mm: Float[Tensor, "b 3"], centre_mm: Float[Tensor, " 3"]) -> Float[Tensor, "b 4 4"]:
+def about(
+    turns: Float[Tensor, "b 3"], shifts_mm: Float[Tensor, "b 3"], centre_mm: Float[Tensor, " 3"]
+) -> Float[Tensor, "b 4 4"]:
     """Turns (rotation vectors in radians) about a centre, then shifts."""
     zero = torch.zeros_like(turns[:, 0])
     x, y, z = turns.unbind(1)
@@ -83,45 +118,20 @@ def about(turns: Float[Tensor, "b 3"], shifts_mm: Float[Tensor, "b 3"], centre_m
     return torch.cat([torch.cat([rotation, column[..., None]], 2), last], 1)
 
 
-def climb(
-    pair: Pair, matrices: Float[Tensor, "b 4 4"], steps: int, step_mm: float, samples: int, with_overlap: bool
-) -> Float[Tensor, "b 4 4"]:
-    """Poses after ``steps`` of Adam on mutual information, with ``with_overlap`` times the overlap of the bodies.
-
-    step_mm: length of the first steps, decaying to a tenth. A turn counts as the shift it makes at the body's radius.
-    samples: points of the fixed image a step, on a lattice whose offset changes from step to step.
-    """
-    centre, radius_mm = middle(pair.fixed_body)
-    stride = max(1, round((pair.fixed.grid.voxels / samples) ** (1 / 3)))
-    offsets = [(a % n, b % m, c % k) for a, b, c in _cube(stride) for n, m, k in [pair.fixed.grid.shape]]
-    free = torch.zeros(len(matrices), 6, requires_grad=True)
-    optimiser = torch.optim.Adam([free], lr=step_mm, betas=(0.8, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda k: 0.1 ** (k / max(1, steps - 1)))
-    for k in range(steps):
-        optimiser.zero_grad()
-        information, overlap = pair.alike(matrices @ about(free[:, :3] / radius_mm, free[:, 3:], centre), stride, offsets[k % len(offsets)])
-        score = information * overlap if with_overlap else information
-        (-score.sum()).backward()
-        optimiser.step()
-        schedule.step()
-    with torch.no_grad():
-        return matrices @ about(free[:, :3] / radius_mm, free[:, 3:], centre)
-
-
-def _cube(stride: int) -> list[tuple[int, int, int]]:
-    """All offsets of a lattice, far ones after each other."""
-    order = [(a, b, c) for a in range(stride) for b in range(stride) for c in range(stride)]
-    jump = next((j for j in range(len(order) // 2 + 1, len(order)) if torch.gcd(torch.tensor(j), torch.tensor(len(order))) == 1), 1)
-    return [order[(k * jump) % len(order)] for k in range(len(order))]
-
-
 def middle(body: Image) -> tuple[Float[Tensor, " 3"], float]:
-    """Centre of mass in world mm and root mean square distance from it."""
+    """Centre of mass in world mm, and root mean square distance from it."""
     points = body.grid.points().flatten(1)
-    weight = body.data.flatten() / body.data.sum().clamp(min=1e-6)
+    weight = body.data[0].flatten() / body.data.sum().clamp(min=1e-6)
     centre = points @ weight
     return centre, float(((points - centre[:, None]).square().sum(0) @ weight).sqrt().clamp(min=1.0))
 
 
-def pose_grid(grid: Grid) -> Grid:
-    return grid
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Operations this small only wait for each other on more threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -14,7 +14,7 @@ from osteomorph.objective import Alignment, Term
 
 ParzenKernel = Literal["gaussian", "bspline"]
 
-CHUNK = 1 << 15
+CHUNK = 1 << 14
 """Values binned at a time on a CPU: they stay in its cache, and torch starts no threads for so few, which would cost more."""
 
 
@@ -91,7 +91,7 @@ class _MutualInformation(torch.autograd.Function):
         ones = torch.ones(min(step, len(moved)), dtype=torch.float64, device=moved.device)
         for start in range(0, len(moved), step):
             part = slice(start, start + step)
-            row = (fixed[part] * (levels - 1)).clamp_(0, levels - 1).round_().to(torch.int32).mul_(levels)
+            row = (fixed[part] * (levels - 1)).clamp_(0, levels - 1).add_(0.5).to(torch.int32).mul_(levels)
             at = moved[part] * (levels - 1)
             inside = at.clamp(0, levels - 1)
             below = inside.to(torch.int32).clamp_(max=levels - 2)

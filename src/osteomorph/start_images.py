@@ -1,8 +1,5 @@
 """A rigid start on images alone: mutual information over six degrees of freedom, coarse to fine, from several poses."""
 
-from dataclasses import dataclass
-from typing import final
-
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -12,51 +9,38 @@ from torch import Tensor
 from osteomorph.case import Case
 from osteomorph.errors import StartError
 from osteomorph.foreground import foreground
-from osteomorph.geometry import Grid, overlap_mm3, sample
-from osteomorph.image import Image
+from osteomorph.geometry import overlap_mm3
 from osteomorph.plan import InitialisePlan
-from osteomorph.resampling import regrid
-from osteomorph.similarity import mutual_information
+from osteomorph.resampling import regrid, resample
+from osteomorph.rigid_search import Pair, about, climb, middle, one_thread
 from osteomorph.transforms import Rigid
 
 TURN_DEG = 18.0
 """Each first guess is also tried turned by this much about each axis."""
 SHIFTS_MM = (-80.0, -40.0, 40.0, 80.0)
-"""And shifted by this much along the body, where one image is longer than the other by LONGER_MM."""
+"""And shifted by this much along the body, where one field of view is longer by LONGER_MM."""
 LONGER_MM = 40.0
-KEPT = 3
-"""Poses that go on from the coarsest resolution to the next."""
-SAMPLES = 40_000
-"""Points of the fixed image looked at in a step; the finer resolutions are read on lattices that shift."""
 STEPS = 30
-"""Of Adam at each resolution."""
-LEVELS = 128
-"""Nodes of the fine histogram."""
+"""Of the optimiser at each resolution."""
+COARSE_SAMPLES, SAMPLES = 6_000, 30_000
+"""Voxels looked at in a step: at the coarsest resolution for each of many poses, then for a few."""
+KEPT = 3
+"""Poses that go on from the coarsest resolution."""
 LEAST_OVERLAP = 0.3
 """Share of the smaller body that has to lie in the other."""
 CHANCE_POSES = 24
-"""Poses drawn 30-60 mm or 30-60 degrees away, that say what mutual information chance gives."""
-LEAST_GAIN = 1.5
-"""How many times the mutual information of chance the start has to reach."""
+"""Poses drawn 30-60 mm or 30-60 degrees away, whose median mutual information is what chance gives."""
+LEAST_GAIN, GOOD_GAIN = 1.15, 1.6
+"""How many times the mutual information of chance the start has to reach; below the second it is warned of."""
+LEAST_NATS = 0.03
+"""Mutual information below which two images have nothing to do with each other."""
 RIVAL = 0.93
-"""A second pose that reaches this much of the best one's mutual information makes the start ambiguous ..."""
-APART_MM = 10.0
-"""... when it carries the corners of the body this far from it."""
+"""Share of the best score from which a second pose makes the start ambiguous ..."""
+APART_MM = 12.0
+"""... when it carries the body this far from the first one."""
 
 Found = tuple[Rigid, str, float, tuple[str, ...]]
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Level:
-    """Both images and their bodies (0 to 1) at one resolution."""
-
-    fixed: Image
-    moving: Image
-    fixed_body: Image
-    moving_body: Image
-    fixed_weight: Image | None
-    moving_weight: Image | None
+Poses = Float[Tensor, "b 4 4"]
 
 
 def start_on_images(case: Case, plan: InitialisePlan, seed: int, from_centres: bool) -> Found:
@@ -66,12 +50,112 @@ def start_on_images(case: Case, plan: InitialisePlan, seed: int, from_centres: b
             "The fields of view do not overlap: the images are in different frames. Give labels of both images, or begin at "
             "their centres (--initial centres), or give a transform (--initial TRANSFORM)."
         )
-    levels = [_level(case, spacing) for spacing in plan.spacings_mm]
-    centre = _body_centre(levels[0].fixed_body)
-    poses = _first_poses(levels[0], centre, from_centres)
-    scores = np.zeros(len(poses))
-    for rank, level in enumerate(levels):
-        coarse = rank == 0
-        poses, scores = _climb(level, poses, centre, plan.bins, step_mm=float(level.fixed.grid.spacing_mm[0]) / 2, coarse=coarse)
-        if rank < 2:
-            poses, scores = _distinct(poses, scores, centre, level)
+    with one_thread():
+        return _search([_pair(case, spacing, plan.bins) for spacing in plan.spacings_mm], seed, from_centres)
+
+
+def _search(pairs: list[Pair], seed: int, from_centres: bool) -> Found:
+    poses = _first_poses(pairs[0], from_centres)
+    warnings: list[str] = []
+    for rank, pair in enumerate(pairs):
+        coarsest = rank == 0
+        poses = climb(pair, poses, STEPS, COARSE_SAMPLES if coarsest else SAMPLES, seed, with_overlap=coarsest)
+        poses, scores = _ranked(pair, poses, seed)
+        if rank == min(1, len(pairs) - 1) and len(poses) > 1 and scores[1] > RIVAL * scores[0]:
+            apart = _apart_mm(poses[:1], poses[1:2], pair)[0]
+            warnings.append(
+                f"The rigid start is ambiguous: a pose {apart:.0f} mm away is nearly as good "
+                f"({scores[1] / scores[0]:.0%}). Check the overlay, or give labels of both images."
+            )
+        poses = poses[: KEPT if coarsest else 1]
+    score, gain = _against_chance(pairs[-1], poses, seed)
+    if gain < GOOD_GAIN:
+        warnings.append(
+            f"The rigid start on images is weak: its mutual information is {gain:.1f} times that of chance. Check the overlay."
+        )
+    return _rigid(poses[0]), "images", score, tuple(warnings)
+
+
+def _pair(case: Case, spacing_mm: float, bins: int) -> Pair:
+    """Both sides at one resolution, never finer than they are."""
+    sides = []
+    for image, mask in ((case.fixed, case.fixed_mask), (case.moving, case.moving_mask)):
+        grid = image.grid.resampled(np.maximum(spacing_mm, image.grid.spacing_mm))
+        coarse = regrid(image.with_data(image.data[:1]), grid)
+        coarse = coarse.with_data(coarse.data.clamp(0, 1))
+        weight = coarse.with_data(torch.ones_like(coarse.data))
+        if mask is not None:
+            weight = resample(mask, Rigid.identity(), grid, outside=0.0)
+        sides.append((coarse, foreground(coarse, margin_mm=0.0), weight))
+    (fixed, fixed_body, fixed_weight), (moving, moving_body, moving_weight) = sides
+    return Pair(fixed, moving, fixed_body, moving_body, fixed_weight, moving_weight, bins)
+
+
+def _first_poses(pair: Pair, from_centres: bool) -> Poses:
+    """As the headers say, centres of the fields of view and of the bodies aligned; each turned, and shifted along the body."""
+    centre, _ = middle(pair.fixed_body)
+    fixed, moving = pair.fixed.grid, pair.moving.grid
+    guesses = [] if from_centres else [torch.zeros(3)]
+    for shift in (torch.as_tensor(moving.centre_mm - fixed.centre_mm).float(), middle(pair.moving_body)[0] - centre):
+        if all((shift - other).norm() > APART_MM for other in guesses):
+            guesses.append(shift)
+    turns = [torch.zeros(3), *(sign * np.radians(TURN_DEG) * axis for axis in torch.eye(3) for sign in (-1, 1))]
+    steps = [(turn, torch.zeros(3)) for turn in turns]
+    along = [grid.size_mm[grid.axis("IS")] for grid in (fixed, moving)]
+    if abs(along[0] - along[1]) > LONGER_MM:
+        steps += [(torch.zeros(3), torch.tensor([0.0, 0.0, shift])) for shift in SHIFTS_MM]
+    return torch.cat([about(turn[None], (guess + step)[None], centre) for guess in guesses for turn, step in steps])
+
+
+def _ranked(pair: Pair, poses: Poses, seed: int) -> tuple[Poses, list[float]]:
+    """The poses that differ, best first, with mutual information times overlap; those that hardly overlap are out."""
+    with torch.no_grad():
+        information, overlap = pair.alike(poses, pair.choose(SAMPLES, torch.Generator().manual_seed(seed)))
+    scores = information * overlap * (overlap >= LEAST_OVERLAP)
+    kept: list[int] = []
+    for k in torch.argsort(scores, descending=True).tolist():
+        far = _apart_mm(poses[kept], poses[k : k + 1], pair) > APART_MM
+        if scores[k] > 0 and bool(far.all()) and len(kept) < KEPT:
+            kept.append(k)
+    if not kept:
+        raise StartError(
+            "The rigid start on images failed: no pose was found where the two bodies overlap by "
+            f"{LEAST_OVERLAP:.0%}. Give labels of both images, or a transform (--initial TRANSFORM)."
+        )
+    return poses[kept], scores[kept].tolist()
+
+
+def _apart_mm(some: Poses, others: Poses, pair: Pair) -> Float[Tensor, " b"]:
+    """Root mean square distance in mm between where two poses carry the fixed body."""
+    centre, radius_mm = middle(pair.fixed_body)
+    reach = centre[:, None] + radius_mm * torch.cat([torch.eye(3), -torch.eye(3)], 1)
+    difference = (some - others)[:, :3, :3] @ reach + (some - others)[:, :3, 3:]
+    return difference.square().sum(1).mean(1).sqrt()
+
+
+def _against_chance(pair: Pair, best: Poses, seed: int) -> tuple[float, float]:
+    """Mutual information of the start, and how many times that of random poses it is. Raises StartError when it is no more."""
+    draw = np.random.default_rng(seed)
+    axes = draw.normal(size=(2, CHANCE_POSES, 3))
+    axes /= np.linalg.norm(axes, axis=-1, keepdims=True)
+    far = draw.uniform(30, 60, size=(2, CHANCE_POSES, 1)) * [[[k % 2 == side] for k in range(CHANCE_POSES)] for side in (0, 1)]
+    turns, shifts = torch.as_tensor(axes * far).float()
+    chance = best @ about(torch.deg2rad(turns), shifts, middle(pair.fixed_body)[0])
+    with torch.no_grad():
+        information, overlap = pair.alike(torch.cat([best, chance]), pair.choose(SAMPLES, torch.Generator().manual_seed(seed)))
+    score, others = float(information[0]), information[1:][overlap[1:] >= LEAST_OVERLAP]
+    gain = score / max(float(others.median()), 1e-6) if len(others) >= CHANCE_POSES // 4 else float("inf")
+    if score < LEAST_NATS or gain < LEAST_GAIN:
+        raise StartError(
+            f"The rigid start on images failed: mutual information {score:.3f} nats, {gain:.1f} times that of random poses. Check "
+            "that both images show the same patient and region, give labels of both, or a transform (--initial TRANSFORM)."
+        )
+    return score, gain
+
+
+def _rigid(matrix: Float[Tensor, "4 4"]) -> Rigid:
+    """With the rotation made orthonormal in double precision."""
+    exact = matrix.double().numpy().copy()
+    u, _, vt = np.linalg.svd(exact[:3, :3])
+    exact[:3, :3] = Rotation.from_matrix(u @ vt).as_matrix()
+    return Rigid(exact)

@@ -90,7 +90,10 @@ class Rigid(Transform):
     def angle_deg(self) -> float:
         """Rotation angle about the transform's own axis."""
         rotation = self.matrix[:3, :3]
-        sine = np.linalg.norm([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]) / 2
+        sine = (
+            np.linalg.norm([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
+            / 2
+        )
         return float(np.degrees(np.arctan2(sine, (np.trace(rotation) - 1) / 2)))
 
 
@@ -107,7 +110,9 @@ class Displacement(Transform):
 
     def __post_init__(self) -> None:
         if tuple(self.vectors.shape) != (3, *self.grid.shape):
-            raise ValueError(f"Vectors {tuple(self.vectors.shape)} do not fit the grid {self.grid.shape}: expected (3, i, j, k).")
+            raise ValueError(
+                f"Vectors {tuple(self.vectors.shape)} do not fit the grid {self.grid.shape}: expected (3, i, j, k)."
+            )
 
     def __call__(self, points_mm: Float[Tensor, "3 n"]) -> Float[Tensor, "3 n"]:
         return points_mm + sample(self.vectors, self.grid, points_mm).to(points_mm.dtype)

@@ -46,7 +46,9 @@ def inner(grid: Grid, n: int = 300) -> torch.Tensor:
 
 
 def test_every_transform_is_under_contract():
-    found = {name for name, kind in inspect.getmembers(transforms, inspect.isclass) if issubclass(kind, Transform)} - {"Transform"}
+    found = {name for name, kind in inspect.getmembers(transforms, inspect.isclass) if issubclass(kind, Transform)} - {
+        "Transform"
+    }
     assert found == set(TRANSFORMS)
 
 
@@ -123,7 +125,9 @@ def test_only_rigid_matrices_are_rigid(matrix):
 
 def test_jacobian_of_a_rotation_is_that_rotation(grid):
     jacobian = fields.jacobian(rigid().displacement(grid, torch.float64), grid)
-    assert torch.allclose(jacobian, torch.as_tensor(rigid().matrix[:3, :3].copy())[:, :, None, None, None].expand_as(jacobian), atol=1e-9)
+    assert torch.allclose(
+        jacobian, torch.as_tensor(rigid().matrix[:3, :3].copy())[:, :, None, None, None].expand_as(jacobian), atol=1e-9
+    )
 
 
 def test_jacobian_is_per_mm_and_row_is_component():

@@ -71,11 +71,21 @@ def _one_line(text: str) -> str:
 def _warnings_as_lines(debug: bool) -> Iterator[None]:
     """This package's warnings as one line each; those of libraries with ``--debug`` alone."""
 
+    said: set[str] = set()
+
     def show(
-        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
     ) -> None:
         if category.__module__.partition(".")[0] == "osteomorph":
-            typer.echo(f"warning: {_one_line(str(message))}", err=True)
+            text = f"warning: {_one_line(str(message))}"
+            if text not in said:  # headers are read more than once
+                said.add(text)
+                typer.echo(text, err=True)
         elif debug:
             sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 

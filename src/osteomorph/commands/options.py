@@ -1,6 +1,5 @@
 """Options that several commands share, and how their text is read."""
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,10 @@ import typer
 from osteomorph.errors import InputError
 
 Fixed = Annotated[Path, typer.Option("-f", "--fixed", help="Fixed image; results lie on its grid.", show_default=False)]
-Moving = Annotated[Path, typer.Option("-m", "--moving", help="Moving image; it is carried onto the fixed one.", show_default=False)]
+Moving = Annotated[
+    Path, typer.Option("-m", "--moving", help="Moving image; it is carried onto the fixed one.", show_default=False)
+]
+Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write, whole or not at all.", show_default=False)]
 FixedLabels = Annotated[Path | None, typer.Option("--fixed-labels", help="Label map on the fixed image's grid.")]
 MovingLabels = Annotated[Path | None, typer.Option("--moving-labels", help="Label map on the moving image's grid.")]
 FixedMask = Annotated[Path | None, typer.Option("--fixed-mask", help="Weights from 0 to 1 for the similarity, fixed side.")]
@@ -49,46 +51,41 @@ def bone_labels(text: str | None) -> list[int] | dict[int, str] | None:
     if text is None:
         return None
     if text.lower().endswith(".json"):
-        return _names_from(Path(text))
+        from osteomorph.io import read_names
+
+        return read_names(text)
     ids: list[int] = []
     names: dict[int, str] = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         number, equals, name = (piece.strip() for piece in part.partition("="))
         if not number.isdecimal() or int(number) == 0 or (equals and not name):
-            raise InputError(f"--bone-labels: {part!r} is no label. Give ids (20,21), ids with names (20=L1,21=L2) or a JSON file.")
+            raise InputError(f"--bone-labels: {part!r} is no label. Give 20,21 or 20=L1,21=L2 or a JSON file.")
         if int(number) in ids:
             raise InputError(f"--bone-labels names label {int(number)} twice. Name it once.")
         ids.append(int(number))
         if equals:
             names[int(number)] = name
     if not ids:
-        raise InputError("--bone-labels is empty. Give ids (20,21), ids with names (20=L1,21=L2) or a JSON file.")
+        raise InputError("--bone-labels is empty. Give 20,21 or 20=L1,21=L2 or a JSON file.")
     return {i: names.get(i, str(i)) for i in ids} if names else ids
 
 
-def _names_from(path: Path) -> dict[int, str]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {int(key): str(name) for key, name in content.items()}
-    except (OSError, ValueError, AttributeError):
-        raise InputError(f'--bone-labels: {path} is not a readable JSON file such as {{"20": "L1", "21": "L2"}}.') from None
+def check_output(
+    folder: Path, overwrite: bool, inputs: list[Path | None], log: Path | None = None, marker: str = "result.json"
+) -> None:
+    """Before any work. Raises InputError where the output or the log cannot be written, or would replace an input."""
+    from osteomorph.io import OutputFolder
 
-
-def refuse_inputs_inside(folder: Path, inputs: list[Path | None]) -> None:
-    """Raises InputError where replacing ``folder`` would delete an input."""
-    target = folder.resolve()
-    for given in inputs:
-        if given is not None and target in given.resolve().parents:
+    OutputFolder(folder, overwrite, marker)
+    target, read = folder.resolve(), [given.resolve() for given in inputs if given is not None]
+    for given in read:
+        if target in given.parents:
             raise InputError(f"{given} lies in {folder}, which is to be replaced. Give the output another folder.")
-
-
-def check_log(log: Path | None, folder: Path, overwrite: bool) -> None:
-    """Raises InputError where the JSON log cannot be written, or would replace something."""
     if log is None:
         return
-    if folder.resolve() in log.resolve().parents:
+    if target in (log.resolve(), *log.resolve().parents):
         raise InputError(f"--json-log {log} lies in the output folder, which appears at the end. Put it elsewhere.")
     if not log.parent.is_dir():
         raise InputError(f"--json-log: there is no folder {log.parent}. Make it first.")
-    if log.exists() and not (overwrite and log.is_file()):
+    if log.exists() and not (overwrite and log.is_file() and log.resolve() not in read):
         raise InputError(f"--json-log: {log} exists. Give another name, or add --overwrite.")

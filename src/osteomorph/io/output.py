@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ class OutputFolder:
         if not os.access(above, os.W_OK | os.X_OK):
             raise InputError(f"{shown} cannot be written: no permission in {above}. Give another folder.")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "OutputFolder":
         self._check()
         try:
             for parent in reversed([p for p in self.target.parents if not p.exists()]):

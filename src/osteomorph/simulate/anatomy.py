@@ -29,7 +29,7 @@ BONES = (25, 24, 23, 22, 21)
 FAR_MM = 60.0
 """Distance reported for points beyond a bone's reach; nothing reads a distance that large."""
 
-JOINT_MM = 2.4
+JOINT_MM = 3.0
 """Least distance of two bones as they lie in the anatomy frame."""
 
 
@@ -51,8 +51,8 @@ def ellipse(u: Tensor, v: Tensor, a: Tensor | float, b: Tensor | float) -> Tenso
 def ellipsoid(points: Points, centre: Sequence[float], half: Sequence[float]) -> Distance:
     """About the distance to an ellipsoid, exact to first order at its surface."""
     q = (points - _column(*centre)) / _column(*half)
-    radius = q.norm(dim=0)
-    return radius * (radius - 1) / (q / _column(*half)).norm(dim=0).clamp(min=1e-6)
+    radius = _length(*q)
+    return radius * (radius - 1) / _length(*(q / _column(*half))).clamp(min=1e-6)
 
 
 def strut(
@@ -146,8 +146,8 @@ class Vertebra:
         bone = join(bone, lamina, 4.0)
         for process in (transverse, upper, lower):
             bone = join(bone, process, 3.0)
-        crest = strut(p, (0, back - 27, -7), (0, back - 32 - 24 * s, -12), (2.6, 2.2), (6.5, 8.5))
-        tip = strut(p, (0, back - 32 - 23 * s, -11), (0, back - 33 - 24 * s, -12), (3.4, 3.4), (7, 7))
+        crest = strut(p, (0, back - 27, -7), (0, back - 32 - 24 * s, -12), (2.6, 2.2), (5.5, 7))
+        tip = strut(p, (0, back - 32 - 23 * s, -11), (0, back - 33 - 24 * s, -12), (3.2, 3.2), (5.5, 5.5))
         return join(bone, join(crest, tip, 3.0), 4.0)
 
     def _sacrum(self, p: Points) -> Distance:

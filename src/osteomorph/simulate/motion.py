@@ -109,7 +109,7 @@ class Articulated(Transform):
         for label, distance in distances.items():
             near = (distance < REACH_MM + MARGIN_MM).nonzero()[:, 0]
             gap = (distance[near] - MARGIN_MM).clamp(min=1e-10)
-            weight = (1 - gap / REACH_MM).clamp(min=0).square() * (REACH_MM / gap) ** 1.25
+            weight = (1 - gap / REACH_MM).clamp(min=0).square() * (REACH_MM / gap) ** 1.1
             change[:, near] += weight * (_apply(poses[label], points[:, near]) - base[:, near])
             total[near] += weight
         return base + change / total
@@ -194,14 +194,26 @@ def _laplacian(shape: tuple[int, int, int]) -> sparse.csr_matrix:
     return sparse.csr_matrix(total)
 
 
-def joint_gap_mm(transform: Articulated, points: Float[Tensor, "3 n"]) -> float:
-    """Least sum of distances to two bones over ``points``: no more than the gap between the bones in the fixed image."""
+def near_joints(anatomy: Anatomy, poses: Mapping[int, np.ndarray], points: Float[Tensor, "3 n"]) -> Float[Tensor, "3 m"]:
+    """Of fixed points some 3 mm apart, those within 6 mm of two bones, each as 27 points 1 mm apart."""
+    second = _two_least(anatomy, poses, points)[1]
+    steps = torch.linspace(-1.0, 1.0, 3, dtype=torch.float64)
+    return (points[:, second < 6.0, None] + torch.cartesian_prod(steps, steps, steps).T[:, None]).flatten(1)
+
+
+def joint_gap_mm(anatomy: Anatomy, poses: Mapping[int, np.ndarray], points: Float[Tensor, "3 n"]) -> float:
+    """Least sum of distances to two bones over ``points``: about the gap between the bones in the fixed image."""
+    least, second = _two_least(anatomy, poses, points)
+    return float((least + second).min())
+
+
+def _two_least(anatomy: Anatomy, poses: Mapping[int, np.ndarray], points: Tensor) -> tuple[Tensor, Tensor]:
     least, second = (torch.full_like(points[0], FAR_MM) for _ in range(2))
     for label in BONES:
-        distance = transform.distance(label, points)
+        distance = anatomy.bone(label, _apply(poses[label], points), 6.0)
         second = torch.minimum(second, torch.maximum(least, distance))
         least = torch.minimum(least, distance)
-    return float((least + second).min())
+    return least, second
 
 
 def least_determinant(transform: Articulated, points: Float[Tensor, "3 n"]) -> float:

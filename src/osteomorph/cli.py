@@ -1,0 +1,51 @@
+"""The command line. Heavy libraries are imported inside the commands, so that --help answers at once."""
+
+import signal
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from osteomorph import __version__
+from osteomorph.commands.apply import apply
+from osteomorph.commands.demo import demo
+from osteomorph.commands.doctor import doctor
+from osteomorph.commands.guard import GuardedGroup
+from osteomorph.commands.info import info
+from osteomorph.commands.prepare import prepare
+from osteomorph.commands.register import register
+
+app = typer.Typer(
+    cls=GuardedGroup,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+for command in (register, apply, prepare, info, demo, doctor):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"osteomorph {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, and the warnings of libraries.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Register two 3-D images of one patient: bones rigid, soft tissue smooth."""
+
+
+def main() -> None:
+    """Entry point. A termination ends like Ctrl-C: unfinished output is removed."""
+    signal.signal(signal.SIGTERM, _terminated)
+    app(prog_name="osteomorph")
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

@@ -1,0 +1,79 @@
+"""A registration on disk: the output folder, from which it can be checked, used and repeated."""
+
+import platform
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from osteomorph import __version__
+from osteomorph.geometry import Grid
+from osteomorph.io import OutputFolder, write_displacement, write_image, write_json, write_transform
+from osteomorph.memory import peak_bytes
+
+if TYPE_CHECKING:
+    from osteomorph.registration import Registration
+
+LIBRARIES = ("torch", "numpy", "scipy", "SimpleITK", "nibabel")
+
+
+def write_result(registration: "Registration", folder: Path, overwrite: bool, command: Sequence[str] | None) -> Path:
+    """Every file of the output contract, whole or not at all."""
+    began = time.perf_counter()
+    with OutputFolder(folder, overwrite) as output:
+        out = output.path
+        write_image(out / "moved.nii.gz", registration.moved())
+        if registration.moved_labels is not None:
+            write_image(out / "moved_labels.nii.gz", registration.moved_labels)
+        write_displacement(out / "displacement.nii.gz", registration.transform, registration.case.fixed.grid)
+        write_transform(out / "transform.h5", registration.transform)
+        write_transform(out / "inverse.h5", registration.inverse)
+        bones = [bone.as_json() for bone in registration.bones]
+        write_json(out / "bones.json", {"exact": False, "frame": "RAS mm, fixed -> moving", "bones": bones})
+        content = describe(registration, command)
+        content["seconds"]["write"] = round(time.perf_counter() - began, 3)
+        write_json(out / "result.json", content)
+    return folder
+
+
+def describe(registration: "Registration", command: Sequence[str] | None = None) -> dict[str, Any]:
+    """What result.json holds."""
+    case, plan, start, history = registration.case, registration.plan, registration.start, registration.history
+    return {
+        "version": __version__,
+        "versions": {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            **{name: version(name) for name in LIBRARIES},
+        },
+        "command": list(command) if command is not None else None,
+        "direction": "transform.h5 and displacement.nii.gz map fixed points to moving points; inverse.h5 maps back",
+        "units": "mm; RAS+ in JSON files and in displacement.nii.gz (intent 1006), LPS inside ITK .h5 files",
+        "exact": False,
+        "seed": plan.seed,
+        "device": registration.device,
+        "threads": torch.get_num_threads(),
+        "inputs": registration.hashes,
+        "grids": {"fixed": _grid(case.fixed.grid), "moving": _grid(case.moving.grid)},
+        "moved": {
+            "interpolation": plan.interpolation,
+            "outside": float(case.moving.data.min()),
+            "dtype": str(case.moving.stored),
+        },
+        "start": {"method": start.method, "score": start.score, "matrix": start.rigid.matrix.tolist()},
+        "plan": plan.model_dump(mode="json"),
+        "plan_sha256": plan.digest(),
+        "terms": {"first": history[0], "last": history[-1]} if history else {},
+        "metrics": registration.metrics,
+        "seconds": {stage: round(value, 3) for stage, value in registration.seconds.items()},
+        "peak_memory_bytes": peak_bytes(),
+        "passed": registration.passed,
+        "warnings": list(registration.warnings),
+    }
+
+
+def _grid(grid: Grid) -> dict[str, Any]:
+    return {"shape": list(grid.shape), "affine": grid.affine.tolist(), "axcodes": grid.axcodes}
