@@ -16,7 +16,15 @@ from osteomorph.points import PointTable
 from osteomorph.resampling import resample
 from osteomorph.transforms import Chain, Displacement, Rigid
 
-FIXED, MOVING = oblique_grid(), axis_grid((-1, -1, 1), shape=(30, 28, 32), origin=(45.0, 10.0, -15.0))
+
+def centred(grid: Grid, at: Grid) -> Grid:
+    affine = grid.affine.copy()
+    affine[:3, 3] += at.centre_mm - grid.centre_mm
+    return Grid(grid.shape, affine)
+
+
+FIXED = oblique_grid()
+MOVING = centred(axis_grid((-1, -1, 1), shape=(30, 28, 32)), FIXED)
 
 
 def wavy(grid: Grid, amplitude_mm: float = 1.5) -> Displacement:
@@ -41,8 +49,8 @@ def textured(grid: Grid, seed: int = 0) -> Image:
 def blocks(grid: Grid, ids=(3, 20, 300)) -> Labels:
     data = torch.zeros(1, *grid.shape, dtype=torch.int16)
     for number, label in enumerate(ids):
-        start = 4 + number * (grid.shape[2] - 8) // len(ids)
-        data[:, 6:-6, 6:-6, start : start + 6] = label
+        start = 7 + number * 6
+        data[:, 6:-6, 6:-6, start : start + 5] = label
     return Labels(data, grid, stored=np.dtype(np.int16))
 
 
@@ -103,6 +111,15 @@ def test_labels_are_detected_and_keep_their_ids(result, tmp_path):
     assert "nearest" in done.words
     assert got.ids() == [3, 20, 300]
     assert torch.equal(got.data, resample(blocks(MOVING), a_transform(), FIXED).data)
+    assert "no voxel" not in done.words
+
+
+def test_labels_that_fall_outside_are_named(result, tmp_path):
+    labels = blocks(MOVING)
+    labels.data[:, :3, :3, :3] = 7
+    write_image(tmp_path / "bones.nii.gz", labels)
+    (done,) = apply_transform(result, [tmp_path / "bones.nii.gz"], tmp_path / "out")
+    assert "no voxel of label 7 falls there" in done.words
 
 
 def test_points_go_against_the_images(result, tmp_path):
@@ -138,9 +155,7 @@ def test_without_inverse_h5_the_transform_is_inverted(result, tmp_path):
 
 
 def test_a_reference_gives_the_grid(result, tmp_path, grid):
-    affine = grid.affine.copy()
-    affine[:3, 3] += FIXED.centre_mm - grid.centre_mm
-    grid = Grid(grid.shape, affine)
+    grid = centred(grid, FIXED)
     name = tmp_path / "reference.nii.gz"
     write_image(name, textured(grid))
     apply_transform(result, [result.parent / "ct.nii.gz"], tmp_path / "out", reference=name, interpolation="linear")

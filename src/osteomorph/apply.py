@@ -233,7 +233,11 @@ def _carry_voxels(source: Path, staged: Path, way: _Way, labels: bool, interpola
     path = f"{way.source} -> {way.target} space through {name}"
     found = read_labels(source) if labels else detected_labels(source) if interpolation is None else None
     if found is not None:
-        write_image(staged, resample(found, transform, onto))
+        carried = resample(found, transform, onto)
+        write_image(staged, carried)
+        lost = sorted(set(found.ids()) - set(carried.ids()))
+        if lost:
+            path += f" (no voxel of label {', '.join(map(str, lost))} falls there)"
         why = "" if labels else " (whole numbers, few of them, in regions; should it be an image, say --interpolation linear)"
         return "labels", f"label map{why}, {path}, nearest voxel, onto {where}"
     image = read_image(source)

@@ -27,10 +27,11 @@ for command in (register, apply, prepare, info, demo, doctor):
     app.command()(command)
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"osteomorph {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

@@ -179,7 +179,7 @@ def sample(
     grid: Grid,
     points_mm: Float[Tensor, "*b 3 n"],
     interpolation: Interpolation = "linear",
-    outside: float | None = None,
+    outside: float | int | None = None,
 ) -> Num[Tensor, "*b c n"]:
     """Values of ``data`` (on ``grid``) at world points, differentiable in both with ``"linear"``.
 

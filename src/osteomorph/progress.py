@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 LINE_SECONDS = 5.0
@@ -87,6 +88,12 @@ class Reporter:
         self._bar.update(self._tasks[stage], completed=done, total=total)
 
 
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console()
+
+
 def _bar() -> "Progress":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -97,4 +104,5 @@ def _bar() -> "Progress":
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("left"),
+        console=_console(),
     )

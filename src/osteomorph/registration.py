@@ -78,11 +78,12 @@ def register(
         with clock("rigid start"):
             start = _start(prepared, chosen, initial, given)
         with clock("refine"):
-            carried = resampled_case(prepared, start.rigid)
-            if overlap_mm3(carried.fixed.grid, carried.moving.grid) == 0:
+            there = prepared.moving.grid.moved(start.rigid.inverse().matrix)
+            if overlap_mm3(prepared.fixed.grid, there) == 0:
                 raise InputError(
                     "The fields of view do not overlap after the rigid start. Give labels of both images or --initial."
                 )
+            carried = resampled_case(prepared, start.rigid)
             if carried.fixed_mask is None:
                 carried = replace(carried, fixed_mask=foreground(carried.fixed))
             plan_here = _available_frame(chosen.refine, bones, carried)

@@ -209,23 +209,16 @@ class Neighbourhood:
         offsets = sorted({offset for difference in differences for offset, _ in difference.taps} - {(0, 0, 0)})
         self.steps = torch.tensor([sum(o * s for o, s in zip(offset, strides, strict=True)) for offset in offsets])
         self.taps = [[(offsets.index(o), f) for o, f in taps if o in offsets] for taps, _ in differences]
+        self.users = [[(d, f) for d, taps in enumerate(self.taps) for t, f in taps if t == tap] for tap in range(len(offsets))]
         self.times = [times for _, times in differences[3:]]
 
-    def derivatives(self, around: Float[Tensor, "3 18 m"]) -> Float[Tensor, "9 3 m"]:
+    def derivatives(self, around: Float[Tensor, "18 3 m"]) -> Float[Tensor, "9 3 m"]:
         """First, pure second and mixed second ones along the array axes."""
-        out = around.new_zeros(len(self.taps), 3, around.shape[-1])
-        for derivative, taps in zip(out, self.taps, strict=True):
-            for tap, factor in taps:
-                derivative.add_(around[:, tap], alpha=factor)
-        return out
+        return _combined(around, self.taps)
 
-    def adjoint(self, slopes: Float[Tensor, "9 3 m"]) -> Float[Tensor, "3 18 m"]:
+    def adjoint(self, slopes: Float[Tensor, "9 3 m"]) -> Float[Tensor, "18 3 m"]:
         """From a gradient by derivatives to one by neighbours."""
-        out = slopes.new_zeros(3, len(self.steps), slopes.shape[-1])
-        for slope, taps in zip(slopes, self.taps, strict=True):
-            for tap, factor in taps:
-                out[:, tap].add_(slope, alpha=factor)
-        return out
+        return _combined(slopes, self.users)
 
     def jacobian(self, derivatives: Float[Tensor, "9 3 m"]) -> Float[Tensor, "3 3 m"]:
         """Entry [b, a]: d(component a of x + u)/d(world axis b)."""
@@ -246,7 +239,7 @@ class _Rigidity(torch.autograd.Function):
         for some in voxels.split(_block(voxels)):
             where = (some + steps).flatten()
             around = [one.index_select(0, where).unflatten(0, (len(steps), -1)) - one.index_select(0, some) for one in flat]
-            derivatives = near.derivatives(torch.stack(around))
+            derivatives = near.derivatives(torch.stack(around, 1))
             jacobian = near.jacobian(derivatives)
             hessian = _sum(times * part.square() for times, part in zip(near.times, derivatives[3:], strict=True))
             parts = (hessian, _excess(jacobian).square(), (_cofactors(jacobian)[0] * jacobian[0]).sum(0).sub(1).square())
@@ -270,16 +263,24 @@ class _Rigidity(torch.autograd.Function):
             change = (cofactors[0] * jacobian[0]).sum(0).sub(1)
             slope = torch.stack([(4 * orthonormality) * (excess * row).sum(1) for row in jacobian])
             slope += (2 * determinant) * change * cofactors
-            slopes = torch.empty_like(derivatives)
-            for d in range(3):
-                slopes[d] = _sum(float(near.direction[b, d]) * slope[b] for b in range(3))
-            for times, into, part in zip(near.times, slopes[3:], derivatives[3:], strict=True):
-                torch.mul(part, 2 * bending * times, out=into)
+            slopes = [_sum(float(near.direction[b, d]) * slope[b] for b in range(3)) for d in range(3)]
+            slopes += [(2 * bending * times) * part for times, part in zip(near.times, derivatives[3:], strict=True)]
+            around = near.adjoint(torch.stack(slopes))
             where = (some + steps).flatten()
-            for component, part in zip(gradient.view(3, -1), near.adjoint(slopes), strict=True):
+            for component, part in zip(gradient.view(3, -1), around.unbind(1), strict=True):
                 component.index_add_(0, where, part.flatten())
                 component.index_add_(0, some, part.sum(0), alpha=-1)
         return gradient, None, None
+
+
+def _combined(values: Tensor, recipes: list[list[tuple[int, float]]]) -> Tensor:
+    out = []
+    for (first, factor), *others in recipes:
+        total = values[first] * factor
+        for other, factor in others:
+            total.add_(values[other], alpha=factor)
+        out.append(total)
+    return torch.stack(out)
 
 
 def _block(voxels: Tensor) -> int:

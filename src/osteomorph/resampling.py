@@ -18,8 +18,8 @@ Kernel = Literal["linear", "bspline"]
 SLAB = 16
 """Array planes resampled at a time; bounds the memory for coordinates."""
 
-LANCZOS_LOBES = 4
-"""Half-width of the windowed sinc in voxels, ITK's default."""
+LANCZOS_LOBES = 5
+"""Half-width of the windowed sinc in voxels, as in SimpleITK."""
 
 
 @overload

@@ -39,8 +39,7 @@ def save(path, data, affine=None, **header):
 
 
 def refused(read, path, *words):
-    with pytest.raises(InputError) as caught, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"), pytest.raises(InputError) as caught:
         read(path)
     message = str(caught.value)
     assert "\n" not in message

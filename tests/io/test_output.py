@@ -19,10 +19,23 @@ def write_result(folder, text):
     (folder / "moved" / "slice").write_text(text)
 
 
+def make(target, text, overwrite=False, then=lambda out: None):
+    """Write a result, and do something more before its folder is closed."""
+    with OutputFolder(target, overwrite) as out:
+        write_result(out.path, text)
+        then(out)
+    return target
+
+
 def old_result(tmp_path):
-    with OutputFolder(tmp_path / "out") as out:
-        write_result(out.path, "old")
-    return tmp_path / "out"
+    return make(tmp_path / "out", "old")
+
+
+def crash(error):
+    def then(out):
+        raise error
+
+    return then
 
 
 def test_folder_appears_at_the_end(tmp_path):
@@ -38,23 +51,24 @@ def test_folder_appears_at_the_end(tmp_path):
 
 
 def test_parents_are_made(tmp_path):
-    with OutputFolder(tmp_path / "a" / "b" / "out") as out:
-        write_result(out.path, "new")
+    make(tmp_path / "a" / "b" / "out", "new")
     assert (tmp_path / "a" / "b" / "out" / "result.json").is_file()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("crash"), KeyboardInterrupt(), MemoryError(), SystemExit(1)], ids=repr)
 def test_crash_leaves_nothing(tmp_path, error):
-    with pytest.raises(type(error)), OutputFolder(tmp_path / "a" / "b" / "out") as out:
-        write_result(out.path, "half")
-        raise error
+    with pytest.raises(type(error)):
+        make(tmp_path / "a" / "b" / "out", "half", then=crash(error))
     assert not list(tmp_path.iterdir())
 
 
 def test_parent_that_others_used_meanwhile_stays(tmp_path):
-    with pytest.raises(RuntimeError), OutputFolder(tmp_path / "a" / "out"):
+    def then(out):
         (tmp_path / "a" / "other").write_text("mine")
         raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        make(tmp_path / "a" / "out", "half", then=then)
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["other"]
 
 
@@ -78,9 +92,8 @@ def test_overwrite_replaces_all(tmp_path):
 
 def test_crash_while_overwriting_keeps_the_old(tmp_path):
     target = old_result(tmp_path)
-    with pytest.raises(RuntimeError), OutputFolder(target, overwrite=True) as out:
-        write_result(out.path, "half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        make(target, "half", overwrite=True, then=crash(RuntimeError()))
     assert (target / "moved" / "slice").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -94,9 +107,8 @@ def test_failed_rename_brings_the_old_back(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         return rename(self, to)
 
-    with pytest.raises(InputError, match="No space left"), OutputFolder(target, overwrite=True) as out:
-        write_result(out.path, "new")
-        monkeypatch.setattr(Path, "rename", fail_into_place)
+    with pytest.raises(InputError, match="No space left"):
+        make(target, "new", overwrite=True, then=lambda out: monkeypatch.setattr(Path, "rename", fail_into_place))
     monkeypatch.undo()
     assert (target / "result.json").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -121,8 +133,7 @@ def test_other_commands_know_their_folders_by_another_file(tmp_path):
 
 def test_empty_folder_is_taken(tmp_path):
     (tmp_path / "out").mkdir()
-    with OutputFolder(tmp_path / "out") as out:
-        write_result(out.path, "new")
+    make(tmp_path / "out", "new")
     assert (tmp_path / "out" / "result.json").read_text() == "new"
 
 
@@ -153,10 +164,8 @@ def test_file_system_that_refuses_is_said_on_entering(tmp_path, monkeypatch):
 
 
 def test_target_that_appears_meanwhile_is_not_replaced(tmp_path):
-    with pytest.raises(InputError, match="exists"), OutputFolder(tmp_path / "out") as out:
-        write_result(out.path, "late")
-        (tmp_path / "out").mkdir()
-        write_result(tmp_path / "out", "first")
+    with pytest.raises(InputError, match="exists"):
+        make(tmp_path / "out", "late", then=lambda out: make(tmp_path / "out", "first"))
     assert (tmp_path / "out" / "result.json").read_text() == "first"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 

@@ -10,17 +10,13 @@ from osteomorph.commands import options
 
 def apply(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="Images, label maps, or points in .csv.", show_default=False)
+        list[Path],
+        typer.Argument(metavar="INPUT", help="Images, label maps, or points in .csv.", show_default=False, readable=False),
     ],
-    transform: Annotated[
-        Path, typer.Option("-t", "--transform", help="transform.h5 of a registration, or its folder.", show_default=False)
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder; results keep their names.", show_default=False)],
+    transform: options.Transform,
+    output: options.Results,
     inverse: Annotated[bool, typer.Option("--inverse", help="Carry things of the fixed image into moving space.")] = False,
-    reference: Annotated[
-        Path | None,
-        typer.Option("--reference", metavar="GRID", help="File whose grid results lie on. Default: the target image's."),
-    ] = None,
+    reference: options.Reference = None,
     labels: Annotated[
         bool, typer.Option("--labels", help="Every voxel input is a label map. Default: detected, and said.")
     ] = False,

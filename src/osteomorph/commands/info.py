@@ -10,7 +10,9 @@ def info(
     file: Annotated[
         Path,
         typer.Argument(
-            help="Image, label map, transform, displacement, plan, points, or a result's folder.", show_default=False
+            help="Image, label map, transform, displacement, plan, points, or a result's folder.",
+            show_default=False,
+            readable=False,
         ),
     ],
 ) -> None:

@@ -2,21 +2,29 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from osteomorph.errors import InputError
 
-Fixed = Annotated[Path, typer.Option("-f", "--fixed", help="Fixed image; results lie on its grid.", show_default=False)]
-Moving = Annotated[
-    Path, typer.Option("-m", "--moving", help="Moving image; it is carried onto the fixed one.", show_default=False)
-]
-Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write, whole or not at all.", show_default=False)]
-FixedLabels = Annotated[Path | None, typer.Option("--fixed-labels", help="Label map on the fixed image's grid.")]
-MovingLabels = Annotated[Path | None, typer.Option("--moving-labels", help="Label map on the moving image's grid.")]
-FixedMask = Annotated[Path | None, typer.Option("--fixed-mask", help="Weights from 0 to 1 for the similarity, fixed side.")]
-MovingMask = Annotated[Path | None, typer.Option("--moving-mask", help="Weights from 0 to 1 for the similarity, moving side.")]
+
+def _file(*names: str, text: str) -> Any:
+    """An option that is a file; whether it can be read is said by who reads it, in one line."""
+    return typer.Option(*names, help=text, show_default=False, readable=False)
+
+
+Fixed = Annotated[Path, _file("-f", "--fixed", text="Fixed image; results lie on its grid.")]
+Moving = Annotated[Path, _file("-m", "--moving", text="Moving image; it is carried onto the fixed one.")]
+Output = Annotated[Path, _file("-o", "--output", text="Folder to write, whole or not at all.")]
+FixedLabels = Annotated[Path | None, _file("--fixed-labels", text="Label map on the fixed image's grid.")]
+MovingLabels = Annotated[Path | None, _file("--moving-labels", text="Label map on the moving image's grid.")]
+FixedMask = Annotated[Path | None, _file("--fixed-mask", text="Weights from 0 to 1 for the similarity, fixed side.")]
+MovingMask = Annotated[Path | None, _file("--moving-mask", text="Weights from 0 to 1 for the similarity, moving side.")]
+JsonLog = Annotated[Path | None, _file("--json-log", text="Progress as JSON lines into this file.")]
+Transform = Annotated[Path, _file("-t", "--transform", text="transform.h5 of a registration, or its folder.")]
+Results = Annotated[Path, _file("-o", "--output", text="Folder; results keep their names.")]
+Reference = Annotated[Path | None, _file("--reference", text="File whose grid results lie on. Default: the target image's.")]
 PlanName = Annotated[str, typer.Option("--plan", help="A recipe's name, or a TOML or JSON file.", metavar="NAME|FILE")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
 

@@ -44,7 +44,7 @@ def register(
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads. Default: torch decides.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Default: the plan's.")] = None,
     overwrite: options.Overwrite = False,
-    json_log: Annotated[Path | None, typer.Option("--json-log", help="Progress as JSON lines into this file.")] = None,
+    json_log: options.JsonLog = None,
 ) -> None:
     """Register MOVING onto FIXED: bones rigid, soft tissue smooth.
 

@@ -63,8 +63,7 @@ def _header(path: Path, image: NiftiImage) -> Header:
     with _damage(path):
         head = image.header
         shape = tuple(int(n) for n in head.get_data_shape())
-        slope, inter = head.get_slope_inter()
-        scaled = slope not in (None, 1.0) or inter not in (None, 0.0)
+        scaled = (image.dataobj.slope, image.dataobj.inter) != (1.0, 0.0)  # nibabel clears them in the header
         dtype = head.get_data_dtype().newbyteorder("=")
         spacing = _spacing_as_stored(path, image)
     grid = repaired_grid(shape[:3], _affine(path, image, spacing), path) if len(shape) >= 3 and min(shape) > 0 else None
@@ -131,7 +130,8 @@ def voxels(head: Header) -> np.ndarray:
     with _damage(head.path), opened(head.path, "rb") as file:
         image = kind.from_stream(file)
         data = image.get_fdata("unchanged", np.float32) if head.scaled else image.dataobj.get_unscaled()
-        file.read(1)  # at its end a gzip file proves its checksum, which nibabel leaves out
+        while file.read(2**20):  # only at its end does a gzip file prove its checksum
+            pass
         return data
 
 
@@ -177,12 +177,10 @@ def vectors(path: Path) -> tuple[np.ndarray, Grid, int]:
             f"{path} {what}, so it is no transform. "
             "Give a transform.h5, or displacements in mm as 5-D NIfTI (i, j, k, 1, 3) with intent 1006 or 1007."
         )
-    image = _open(path)
-    if head.intent not in (VECTORS_RAS, VECTORS_LPS) or image.header["intent_name"].item().startswith(b"NREG"):
+    name = _open(path).header["intent_name"]
+    if head.intent not in (VECTORS_RAS, VECTORS_LPS) or name.item().startswith(b"NREG"):
         raise InputError(
             f"{path}: its vectors are of a kind that is not read (intent {head.intent}). "
             "Convert them to displacements in mm with intent 1006 (RAS) or 1007 (LPS)."
         )
-    with _damage(path):
-        stored = image.get_fdata("unchanged", np.float32)
-    return stored[:, :, :, 0].transpose(3, 0, 1, 2), head.grid, head.intent
+    return voxels(head)[:, :, :, 0].astype(np.float32).transpose(3, 0, 1, 2), head.grid, head.intent

@@ -29,13 +29,13 @@ BONES = (25, 24, 23, 22, 21)
 FAR_MM = 60.0
 """Distance reported for points beyond a bone's reach; nothing reads a distance that large."""
 
-JOINT_MM = 3.0
+JOINT_MM = 3.4
 """Least distance of two bones as they lie in the anatomy frame."""
 
 
 # -- shapes ---------------------------------------------------------------------------------------------------------------
-def _column(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)[:, None]
+def _column(points: Tensor, *values: float) -> Tensor:
+    return points.new_tensor(values)[:, None]
 
 
 def _length(*parts: Tensor) -> Tensor:
@@ -50,16 +50,16 @@ def ellipse(u: Tensor, v: Tensor, a: Tensor | float, b: Tensor | float) -> Tenso
 
 def ellipsoid(points: Points, centre: Sequence[float], half: Sequence[float]) -> Distance:
     """About the distance to an ellipsoid, exact to first order at its surface."""
-    q = (points - _column(*centre)) / _column(*half)
+    q = (points - _column(points, *centre)) / _column(points, *half)
     radius = _length(*q)
-    return radius * (radius - 1) / _length(*(q / _column(*half))).clamp(min=1e-6)
+    return radius * (radius - 1) / _length(*(q / _column(points, *half))).clamp(min=1e-6)
 
 
 def strut(
     points: Points, start: Sequence[float], end: Sequence[float], radius: tuple[float, float], half_height: tuple[float, float] = (0, 0)
 ) -> Distance:
     """A bar from start to end, rounded, drawn out along z by half_height to a plate; both may taper."""
-    a, axis = _column(*start), _column(*end) - _column(*start)
+    a, axis = _column(points, *start), _column(points, *end) - _column(points, *start)
     along = (((points - a)[:2] * axis[:2]).sum(0) if half_height[0] else ((points - a) * axis).sum(0)) / (
         (axis[:2] if half_height[0] else axis).square().sum()
     )
@@ -109,8 +109,8 @@ class Vertebra:
     place: np.ndarray
 
     def local(self, points: Points) -> Points:
-        rotation = torch.as_tensor(self.place[:3, :3].copy())
-        return rotation.T @ (points - torch.as_tensor(self.place[:3, 3].copy())[:, None])
+        place = torch.as_tensor(self.place.copy()).to(points.dtype)
+        return place[:3, :3].T @ (points - place[:3, 3, None])
 
     def at(self, *local_mm: float) -> np.ndarray:
         """A point of the own frame, in the anatomy frame."""
@@ -194,7 +194,7 @@ class Anatomy:
         """Distance to a bone where it is below about ``reach_mm``, FAR_MM elsewhere. The joint to the bone above is carved out."""
         vertebra = self.bones[label]
         p = vertebra.local(points)
-        low, high = _reach(self.build, label)
+        low, high = (_column(points, *corner) for corner in _reach(self.build, label))
         near = ((p > low - reach_mm) & (p < high + reach_mm)).all(0).nonzero()[:, 0]
         out = torch.full_like(points[0], FAR_MM)
         inside = points[:, near]
@@ -324,9 +324,9 @@ def _horner(series: np.ndarray, at: Tensor) -> Tensor:
     return out
 
 
-def _reach(build: Build, label: int) -> tuple[Tensor, Tensor]:
-    """Box around a bone in its own frame."""
+def _reach(build: Build, label: int) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Corners of a box around a bone in its own frame."""
     if label == 25:
-        return _column(-56, -60, -70), _column(56, build.half_depth + 2, 26)
+        return (-56, -60, -70), (56, build.half_depth + 2, 26)
     wide = max(build.half_width, 29 + 17 * build.process) + 2
-    return _column(-wide, -build.half_depth - 38 - 24 * build.process, -32), _column(wide, build.half_depth + 3, 26)
+    return (-wide, -build.half_depth - 38 - 24 * build.process, -32), (wide, build.half_depth + 3, 26)

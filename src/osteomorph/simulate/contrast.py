@@ -11,7 +11,7 @@ from torch import Tensor
 from osteomorph.geometry import Grid, sample
 from osteomorph.simulate.anatomy import Anatomy
 
-CHUNK = 200_000
+CHUNK = 100_000
 """Points rendered at a time; bounds the memory for distances."""
 
 
@@ -93,16 +93,16 @@ def texture(seed: int) -> Texture:
 
 def render(anatomy: Anatomy, points: Float[Tensor, "3 n"], edge_mm: float, textures: Texture, modality: str) -> Float[Tensor, " n"]:
     """Values at anatomy-frame points; tissues pass into one another over ``edge_mm``. modality: ``"ct"`` or ``"mr"``."""
-    return torch.cat([_render(anatomy, part, edge_mm, textures, modality) for part in points.split(CHUNK, dim=1)])
+    return torch.cat([_render(anatomy, part, edge_mm, textures, modality) for part in points.float().split(CHUNK, dim=1)])
 
 
 def _render(anatomy: Anatomy, points: Tensor, edge_mm: float, textures: Texture, modality: str) -> Tensor:
     looks = CT if modality == "ct" else MR
-    common, ct, mr, fine, fibre = sample(textures.data, textures.grid, points.float())
+    common, ct, mr, fine, fibre = sample(textures.data, textures.grid, points)
     own = ct if modality == "ct" else mr
     value = torch.full_like(common, AIR[modality])
     for name, distance in anatomy.tissues(points):
-        part = (0.5 - distance.float() / edge_mm).clamp(0, 1)
+        part = (0.5 - distance / edge_mm).clamp(0, 1)
         look = looks[name]
         tissue = look.mean + look.common * common + look.own * own + look.fine * fine + look.fibre * fibre
         value += part * (tissue - value)

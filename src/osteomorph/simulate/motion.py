@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from scipy import ndimage, sparse
-from scipy.sparse.linalg import cg
+from scipy.sparse.linalg import splu
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
@@ -26,7 +26,7 @@ MARGIN_MM = 0.4
 REACH_MM = 9.0
 """Distance at which a bone's own motion has given way to the soft field."""
 
-LATTICE_MM = 6.0
+LATTICE_MM = 7.0
 """Spacing of the soft field."""
 
 
@@ -151,12 +151,13 @@ class ArticulatedInverse(Transform):
 
 
 def jacobian(transform: Articulated, points: Float[Tensor, "3 n"], step_mm: float) -> Float[Tensor, "n 3 3"]:
-    """Of the transform before the offset, by central differences over twice ``step_mm``."""
+    """Of the transform before the offset, by forward differences over ``step_mm``."""
+    here = transform.to_anatomy(points)
     columns = []
     for axis in range(3):
         shift = torch.zeros(3, 1, dtype=points.dtype)
         shift[axis] = step_mm
-        columns.append((transform.to_anatomy(points + shift) - transform.to_anatomy(points - shift)) / (2 * step_mm))
+        columns.append((transform.to_anatomy(points + shift) - here) / step_mm)
     return torch.stack(columns).permute(2, 1, 0)
 
 
@@ -172,11 +173,9 @@ def soft_field(anatomy: Anatomy, poses: Mapping[int, np.ndarray], lattice: Grid,
         held |= inside
     matrix = _laplacian(lattice.shape)
     free = np.flatnonzero(~held)
-    inner = matrix[free][:, free]
-    pull = -matrix[free] @ prescribed.T
-    push = force.reshape(3, -1).T[free]
-    inverse_diagonal = sparse.diags(1 / inner.diagonal())
-    carried, driven = (np.stack([cg(inner, b, rtol=1e-5, M=inverse_diagonal)[0] for b in side.T]) for side in (pull, push))
+    sides = np.hstack([-matrix[free] @ prescribed.T, force.reshape(3, -1).T[free]])
+    solver = splu(matrix[free][:, free].tocsc(), permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True})
+    carried, driven = np.split(solver.solve(sides).T, 2)
     driven *= soft_mm / np.percentile(np.linalg.norm(driven, axis=0), 99)
     prescribed[:, free] = carried + driven
     return np.stack([ndimage.spline_filter(u, order=3, mode="nearest") for u in prescribed.reshape(3, *lattice.shape)])

@@ -84,7 +84,7 @@ def phantom(
     soft_mm: motion of soft tissue beside that which bones impose (99th percentile).
     offset_deg, offset_mm: between the two scanners, about and along a random axis.
     """
-    around = _fixed_grid(3.0, size_mm).points(torch.float64).flatten(1)
+    around = _fixed_grid(3.5, size_mm).points(torch.float64).flatten(1)
     for attempt in range(200):
         parameters = _draw(seed, attempt, angle_deg, shift_mm, soft_mm, offset_deg, offset_mm)
         anatomy = Anatomy(parameters.build)
