@@ -33,9 +33,8 @@ def test_thesis_weights_are_those_of_equations_4_7_to_4_10():
 
 
 def test_plans_are_read_from_toml_and_json(tmp_path):
-    (tmp_path / "a.toml").write_text(
-        'name = "mine"\n[prepare]\nspacing_mm = 1.5\n[[refine.levels]]\ncontrol_mm = 9\niterations = 3\nstep_mm = 0.5\n'
-    )
+    level = "[[refine.levels]]\ncontrol_mm = 9\niterations = 3\nstep_mm = 0.5\n"
+    (tmp_path / "a.toml").write_text('name = "mine"\n[prepare]\nspacing_mm = 1.5\n' + level)
     plan = Plan.read(tmp_path / "a.toml")
     assert (plan.name, plan.prepare.spacing_mm, plan.refine.levels[0].control_mm) == ("mine", 1.5, 9)
     (tmp_path / "b.json").write_text(plan.model_dump_json())

@@ -13,6 +13,7 @@ from osteomorph.resampling import resample
 from osteomorph.transforms import Displacement, Rigid
 
 LEVELS = (Level(control_mm=12, iterations=40, step_mm=0.5, stride=2),)
+BRIEF = (Level(control_mm=12, iterations=6, step_mm=0.5, stride=2),)
 
 
 def blobs(grid: Grid, seed: int = 0) -> Image:
@@ -51,9 +52,7 @@ def test_a_known_field_is_found_across_contrasts(field, weights):
 
 def test_same_seed_same_bits_and_order_does_not_matter():
     (first, _), (second, _) = pair(0), pair(1)
-    plan = RefinePlan(
-        levels=(Level(control_mm=12, iterations=5, step_mm=0.5, stride=2),), weights=Weights(mutual_information=1, mind=5)
-    )
+    plan = RefinePlan(levels=BRIEF, weights=Weights(mutual_information=1, mind=5))
     a, b = refine(first, plan, seed=3)[0], refine(second, plan, seed=3)[0]
     again_b, again_a = refine(second, plan, seed=3)[0], refine(first, plan, seed=3)[0]
     assert torch.equal(a.vectors, again_a.vectors)
@@ -83,7 +82,7 @@ def test_masks_restrict_by_weight():
     noisy = case.fixed.data.clone()
     noisy[:, :, :, 15:] = torch.rand_like(noisy[:, :, :, 15:])
     plan = RefinePlan(
-        levels=(Level(control_mm=12, iterations=6, step_mm=0.5, stride=2),),
+        levels=BRIEF,
         weights=Weights(mutual_information=1.0, bending=5.0),
     )
     results = []

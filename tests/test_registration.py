@@ -87,7 +87,7 @@ def itk_transform(path) -> sitk.Transform:
 
 @pytest.mark.parametrize("name", ["transform.h5", "displacement.nii.gz"])
 def test_itk_makes_the_same_moved_image(result, name):
-    registration, folder = result
+    _, folder = result
     out = folder / "out"
     record = json.loads((out / "result.json").read_text())
     moving, fixed = (sitk.ReadImage(str(folder / f"{side}.nii.gz")) for side in ("moving", "fixed"))
@@ -125,7 +125,7 @@ def test_inverse_after_transform_brings_points_back_in_itk(result):
 
 
 def test_the_folder_holds_the_contract(result):
-    registration, folder = result
+    _, folder = result
     names = {p.name for p in (folder / "out").iterdir()}
     assert names >= {
         "moved.nii.gz",

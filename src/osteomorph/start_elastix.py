@@ -1,6 +1,6 @@
 """A rigid start on labels by elastix (Klein et al., 2010), as in the thesis: the program on the PATH, or the Python package."""
 
-import importlib.util
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -27,7 +27,7 @@ PARAMETERS = {
     "FixedImagePyramid": "FixedSmoothingImagePyramid",
     "MovingImagePyramid": "MovingSmoothingImagePyramid",
     "Interpolator": "LinearInterpolator",
-    "ResampleInterpolator": "FinalLinearInterpolator",
+    "ResampleInterpolator": "FinalBSplineInterpolator",
     "Resampler": "DefaultResampler",
     "Metric": "AdvancedMeanSquares",
     "Optimizer": "AdaptiveStochasticGradientDescent",
@@ -77,6 +77,11 @@ def start_with_elastix(case: Case, ids: list[int]) -> Found:
     return judged(fixed, moving, ids, euler(found), "labels (elastix)")
 
 
+def has_package() -> bool:
+    """Whether itk-elastix is installed; importing it takes many seconds."""
+    return any(True for _ in importlib.metadata.distributions(name="itk-elastix"))
+
+
 def euler(parameters: dict[str, list[str]]) -> Rigid:
     """What an elastix EulerTransform says, in RAS: angles about x, y, z, then a translation, about a centre (LPS mm)."""
     if parameters["Transform"] != ["EulerTransform"] or parameters["InitialTransformParametersFileName"] != [
@@ -109,8 +114,8 @@ def _write(path: Path, labels: Labels, ids: list[int]) -> None:
 def _by_program(program: str, folder: Path) -> dict[str, list[str]]:
     settings = folder / "parameters.txt"
     settings.write_text("".join(f"({key} {_quoted(value)})\n" for key, value in PARAMETERS.items()), encoding="ascii")
-    command = [program, "-f", folder / "fixed.mha", "-m", folder / "moving.mha", "-out", folder, "-p", settings]
-    command += ["-threads", str(torch.get_num_threads())]
+    files = ["-f", str(folder / "fixed.mha"), "-m", str(folder / "moving.mha"), "-out", str(folder), "-p", str(settings)]
+    command = [program, *files, "-threads", str(torch.get_num_threads())]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     result = folder / "TransformParameters.0.txt"
     if run.returncode != 0 or not result.exists():
@@ -132,8 +137,10 @@ def _by_package(folder: Path) -> dict[str, list[str]]:
 
 
 def _failed(said: str) -> StartError:
-    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
-    return StartError(f"elastix failed ({last}). Start with the backend core, or give an initial transform.")
+    """With the line of its log that says most."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    reason = next((line for line in lines if line.startswith("Description:")), lines[-1] if lines else "it said nothing")
+    return StartError(f"elastix failed ({reason}). Start with the backend core, or give an initial transform.")
 
 
 def _quoted(value: str) -> str:

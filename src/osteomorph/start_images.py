@@ -147,8 +147,8 @@ def _against_chance(pair: Pair, best: Poses, seed: int) -> tuple[float, float]:
     gain = score / max(float(others.median()), 1e-6) if len(others) >= CHANCE_POSES // 4 else float("inf")
     if score < LEAST_NATS or gain < LEAST_GAIN:
         raise StartError(
-            f"The rigid start on images failed: mutual information {score:.3f} nats, {gain:.1f} times that of random poses. Check "
-            "that both images show the same patient and region, give labels of both, or a transform (--initial TRANSFORM)."
+            f"The rigid start on images failed: mutual information {score:.3f} nats, {gain:.1f} times that of random poses. "
+            "Check that both show the same patient and region, give labels of both, or a transform (--initial TRANSFORM)."
         )
     return score, gain
 

@@ -162,10 +162,9 @@ def _to_itk(step: Transform) -> sitk.Transform:
     if isinstance(step, Velocity):
         step = step.flow
     if isinstance(step, Displacement):
-        vectors = step.vectors.detach().cpu().numpy().astype(np.float64)
-        image = sitk.GetImageFromArray(
-            (FLIP[:3, :3] @ vectors.reshape(3, -1)).reshape(vectors.shape).transpose(3, 2, 1, 0), isVector=True
-        )
+        ours = step.vectors.detach().cpu().numpy().transpose(3, 2, 1, 0)
+        lps_vectors = np.multiply(ours, FLIP.diagonal()[:3], out=np.empty(ours.shape))
+        image = sitk.GetImageFromArray(lps_vectors, isVector=True)
         _place(image, step.grid)
         return sitk.DisplacementFieldTransform(image)
     raise ValueError(f"No ITK form of {type(step).__name__}. Sample it: Displacement(transform.displacement(grid), grid).")
