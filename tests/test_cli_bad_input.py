@@ -222,7 +222,7 @@ def test_bones_of_labels_that_are_not_given_are_refused(pair):
     refused(pair, "--bones", "fixed", "--moving-labels", pair / "moving_labels.nii.gz", says=["--fixed-labels"])
 
 
-@pytest.mark.parametrize("initial", ["none", "file"])
+@pytest.mark.parametrize("initial", ["none", "file", None])
 def test_fields_of_view_that_do_not_overlap_are_refused(pair, initial):
     far = AFFINE.copy()
     far[:3, 3] = (900.0, -700.0, 800.0)
@@ -234,7 +234,7 @@ def test_fields_of_view_that_do_not_overlap_are_refused(pair, initial):
 
         given = pair / "start.tfm"
         write_transform(given, Rigid.identity())
-    refused(pair, "--initial", given, says=["overlap", "Give"])
+    refused(pair, *([] if given is None else ["--initial", given]), says=["overlap", "Give"])
 
 
 def test_an_initial_transform_that_is_none_is_refused(pair):

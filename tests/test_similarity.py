@@ -6,11 +6,12 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from conftest import GRIDS
+from conftest import GRIDS, oblique_grid
 from scipy import ndimage
 
 from osteomorph import similarity
 from osteomorph.case import Case
+from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
 from osteomorph.objective import Alignment
 from osteomorph.similarity import Dice, Mind, MutualInformation, dice, mind_ssc, mutual_information
@@ -255,6 +256,24 @@ def test_mind_follows_the_volume():
     inner = mind_ssc(data[:, 1:])[:, 3:-3, 3:-3, 3:-3]
     whole = mind_ssc(data)[:, 4:-3, 3:-3, 3:-3]
     assert torch.allclose(inner, whole, atol=1e-9)
+
+
+def test_mind_channels_follow_the_anatomy_when_axes_are_swapped_or_reversed():
+    grid = GRIDS["oblique"]
+    data = torch.rand(1, *grid.shape, dtype=torch.float64)
+    affine = grid.affine.copy()
+    affine[:3, 3] += affine[:3, 1] * (grid.shape[1] - 1)
+    affine[:, 1] *= -1
+    other = Grid((grid.shape[2], grid.shape[0], grid.shape[1]), affine[:, [2, 0, 1, 3]])
+    turned = data.flip(2).permute(0, 3, 1, 2)
+    described = mind_ssc(turned, pairs=similarity.pairs_as_seen_from(grid, other))
+    back = described.permute(0, 2, 3, 1).flip(2)
+    assert torch.allclose(back, mind_ssc(data), atol=1e-12)
+    assert not torch.allclose(mind_ssc(turned).permute(0, 2, 3, 1).flip(2), mind_ssc(data), atol=0.1)
+    alignment = Alignment(
+        Case(Image(data, grid), Image(turned, other)), Displacement(torch.zeros(3, 2, 2, 2), oblique_grid((2,) * 3))
+    )
+    assert Mind()(alignment).item() < 1e-6
 
 
 def test_mind_is_the_same_with_and_without_a_gradient():

@@ -10,6 +10,8 @@ import torch
 from osteomorph import fields
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid
+from osteomorph.plan import Plan
+from osteomorph.recipes import recipe, recipe_names
 from osteomorph.transforms import Chain, Displacement, Rigid, Transform, Velocity
 
 Facts = list[tuple[str, str]]
@@ -20,13 +22,15 @@ MOST_LISTED = 200
 
 
 def describe(path: Path) -> Facts:
-    """Facts about an image, label map, transform, displacement, plan, points, or a result's folder.
+    """Facts about an image, label map, transform, displacement, plan (or a recipe's name), points, or a result's folder.
 
     What makes a file unfit for registration is the fact named "problem". Raises InputError for a file that cannot be read.
     """
     from osteomorph.io.files import ITK, NIFTI, existing, suffix
     from osteomorph.io.itk import TRANSFORMS
 
+    if str(path) in recipe_names() and not path.exists():
+        return _plan(recipe(str(path)))
     if path.is_dir() and (path / "result.json").is_file():
         return _result(path / "result.json")
     ending = suffix(existing(path))
@@ -39,7 +43,7 @@ def describe(path: Path) -> Facts:
     if ending == ".json" and not _is_plan(path):
         return _result(path)
     if ending in (".json", ".toml"):
-        return _plan(path)
+        return _plan(Plan.read(path))
     raise InputError(f"{path}: files that end in {ending or 'nothing'} are not known. Give an image, a transform or a plan.")
 
 
@@ -156,10 +160,7 @@ def _is_plan(path: Path) -> bool:
     return not (isinstance(found, dict) and ({"metrics", "grids"} <= found.keys() or "bones" in found))
 
 
-def _plan(path: Path) -> Facts:
-    from osteomorph.plan import Plan
-
-    plan = Plan.read(path)
+def _plan(plan: Plan) -> Facts:
     facts = [("kind", "plan"), ("name", plan.name), ("sha256", plan.digest())]
     for stage in ("prepare", "initialise", "refine"):
         for field, value in getattr(plan, stage).model_dump(mode="json").items():

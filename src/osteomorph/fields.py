@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from osteomorph.geometry import Grid, sample
 
@@ -64,30 +65,39 @@ def exponential(vectors: Float[Tensor, "*b 3 i j k"], grid: Grid, squarings: int
 
 
 def inverse(
-    vectors: Float[Tensor, "3 i j k"], grid: Grid, onto: Grid, iterations: int = 30, tolerance_mm: float = 1e-4
+    vectors: Float[Tensor, "3 i j k"], grid: Grid, onto: Grid, iterations: int = 40, tolerance_mm: float = 1e-4
 ) -> Float[Tensor, "3 i2 j2 k2"]:
-    """Displacement v on ``onto`` with (x + u)(y + v(y)) = y, by Newton steps with the Jacobian at the current guess.
+    """Displacement v on ``onto`` with (x + u)(y + v(y)) = y, by damped Newton steps with the Jacobian at the current guess.
 
-    Beyond ``grid`` the displacement u is that of its border. Where the Jacobian is close to singular the step falls back
-    to the fixed-point one, v = -u(y + v).
+    Beyond ``grid`` the displacement u is that of its border. A step that does not come nearer is taken back and halved.
     """
-    matrices = jacobian(vectors, grid)
+    margin = margin_voxels(vectors, grid)
+    widths = [w for m in reversed(margin) for w in (m, m)]
+    wide, around = pad(vectors[None], widths, mode="replicate")[0], grid.padded(margin)
+    data = torch.cat([wide, jacobian(wide, around).flatten(0, 1)])
     points = onto.points(vectors.dtype, vectors.device).flatten(1)
-    guess = torch.zeros_like(points)
+    guess = -sample(wide, around, points)
+    open_ = torch.arange(points.shape[1], device=vectors.device)
+    step = torch.zeros_like(points)
+    share = torch.ones_like(points[0])
+    error = torch.full_like(points[0], torch.inf)
     identity = torch.eye(3, dtype=vectors.dtype, device=vectors.device)
-    data = torch.cat([vectors, matrices.flatten(0, 1)])
-    active = torch.arange(points.shape[1], device=vectors.device)
     for _ in range(iterations):
-        here = points[:, active]
-        at = sample(data, grid, here + guess[:, active])
-        error = guess[:, active] + at[:3]
-        jac = at[3:].T.reshape(-1, 3, 3)
-        sound = torch.linalg.det(jac) > 0.1
-        step = torch.linalg.solve(torch.where(sound[:, None, None], jac, identity), error.T[..., None])[..., 0].T
-        guess[:, active] -= step
-        active = active[error.norm(dim=0) > tolerance_mm]
-        if active.numel() == 0:
+        at = sample(data, around, points[:, open_] + guess[:, open_])
+        left = guess[:, open_] + at[:3]
+        length = left.norm(dim=0)
+        nearer = length < error[open_]
+        matrices = at[3:].T.reshape(-1, 3, 3)
+        sound = torch.linalg.det(matrices) > 0.05
+        newton = torch.linalg.solve(torch.where(sound[:, None, None], matrices, identity), left.T[..., None])[..., 0].T
+        guess[:, open_] += torch.where(nearer, 0.0, share[open_] * step[:, open_])
+        step[:, open_] = torch.where(nearer, newton, step[:, open_])
+        share[open_] = torch.where(nearer, 1.0, share[open_] / 2)
+        error[open_] = torch.minimum(error[open_], length)
+        open_ = open_[error[open_] > tolerance_mm]
+        if open_.numel() == 0:
             break
+        guess[:, open_] -= share[open_] * step[:, open_]
     return guess.unflatten(-1, onto.shape)
 
 

@@ -1,6 +1,7 @@
 """The rigid start: on labels, on images, or none. It says when it failed instead of going on."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import final
 
 from osteomorph.case import Case
@@ -48,7 +49,9 @@ def initialise(case: Case, plan: InitialisePlan, seed: int = 0, from_centres: bo
     if method == "images":
         from osteomorph.start_images import start_on_images
 
-        return Start(*start_on_images(case, plan, seed, from_centres))
+        start = Start(*start_on_images(case, plan, seed, from_centres))
+        unused = plan.method == "auto" and plan.labels
+        return replace(start, warnings=(_no_ids(case, plan.labels), *start.warnings)) if unused else start
     ids = start_ids(case, plan.labels)
     if not ids:
         raise InputError(_no_ids(case, plan.labels))
@@ -70,15 +73,15 @@ def start_ids(case: Case, wanted: tuple[int, ...]) -> list[int]:
 
 
 def _no_ids(case: Case, wanted: tuple[int, ...]) -> str:
-    if case.fixed_labels is None or case.moving_labels is None:
-        missing = " and ".join(n for n, m in (("fixed", case.fixed_labels), ("moving", case.moving_labels)) if m is None)
-        return f"A start on labels needs labels of both images; the {missing} ones are missing. Give them, or start on images."
-    asked = f" of {', '.join(map(str, wanted))}" if wanted else ""
-    return (
-        f"None{asked} occurs in both label maps (fixed: {_listed(case.fixed_labels.ids())}; moving: "
-        f"{_listed(case.moving_labels.ids())}). Give ids that both hold, or start on images."
-    )
+    for side, labels in (("fixed", case.fixed_labels), ("moving", case.moving_labels)):
+        if labels is None:
+            return (
+                f"A start on labels needs labels of both images, and there are no {side} ones. Give them, or start on images."
+            )
+    fixed, moving = (_listed(labels.ids()) for labels in (case.fixed_labels, case.moving_labels) if labels is not None)
+    asked = f"No id of {_listed(wanted)}" if wanted else "No id"
+    return f"{asked} is in both label maps (fixed: {fixed}; moving: {moving}). Give ids that both hold, or start on images."
 
 
-def _listed(ids: list[int]) -> str:
+def _listed(ids: Iterable[int]) -> str:
     return ", ".join(map(str, ids)) or "none"

@@ -69,7 +69,7 @@ def resampled_case(case: Case, rigid: Rigid, margin_mm: float = 15.0) -> Case:
     known = Image(torch.ones_like(case.moving.data[:1]), case.moving.grid) if case.moving_mask is None else case.moving_mask
     return replace(
         case,
-        moving=resample(case.moving, rigid, onto),
+        moving=resample(case.moving, rigid, onto, outside="border"),  # a step there would look like anatomy
         moving_labels=None if case.moving_labels is None else resample(case.moving_labels, rigid, onto),
         moving_mask=resample(known, rigid, onto, outside=0.0),
     )
@@ -136,10 +136,10 @@ def _padded(data: torch.Tensor, before: tuple[int, int, int], after: tuple[int, 
 def _window(name: str, values: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
     """The percentiles; where most voxels are background of one value, those of the others."""
     start, end = np.percentile(values, percentiles)
-    if end <= start:
-        rest = values[values > start]
-        end = np.percentile(rest, percentiles[1]) if rest.size else start
-    if not end > start:
+    rounding = 1e-5 * float(np.abs(values).max())
+    if end - start <= rounding and (rest := values[values > start + rounding]).size:
+        end = np.percentile(rest, percentiles[1])
+    if not end - start > rounding:
         raise InputError(
             f"The {name} image has no contrast: its {percentiles[0]:g}th and {percentiles[1]:g}th percentile are both "
             f"{start:g}. Check that it is the right file and that the crop holds anatomy."

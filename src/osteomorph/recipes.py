@@ -18,10 +18,10 @@ def default() -> Plan:
         name="default",
         refine=RefinePlan(
             levels=(
-                Level(control_mm=16, iterations=50, step_mm=0.8, smooth_mm=1.0, bending_factor=2.0),
+                Level(control_mm=16, iterations=50, step_mm=0.8, smooth_mm=1.5, bending_factor=2.0),
                 Level(control_mm=10, iterations=50, step_mm=0.4),
             ),
-            weights=Weights(mind=60.0, mutual_information=1.0, dice=1.0, bending=20.0, rigidity=2.0),
+            weights=Weights(mind=60.0, mutual_information=1.0, dice=1.0, bending=60.0, rigidity=2.0),
         ),
     )
 

@@ -20,16 +20,17 @@ from osteomorph.geometry import Grid
 from osteomorph.objective import Alignment, Term
 
 Offset = tuple[int, int, int]
-Tap = tuple[Offset, float]
+Tap = tuple[Offset, int]
 
 BLOCK = 1 << 15
 """Voxels worked on at a time on a CPU: they stay in its cache, and torch starts no threads for so few."""
 
 
 class Difference(NamedTuple):
-    """A finite difference: sum of factor * value at offset."""
+    """A finite difference: scale times the sum of factor * value at offset. Factors are whole, so that equal values cancel."""
 
     taps: tuple[Tap, ...]
+    scale: float
     times: float = 1.0
     """How often its square counts."""
 
@@ -57,17 +58,15 @@ def _mixed(a: int, b: int, p: int, q: int) -> Offset:
 
 def _first(grid: Grid, axis: int) -> Difference:
     h = 2 * float(grid.spacing_mm[axis])
-    return Difference(((_along(axis, 1), 1 / h), (_along(axis, -1), -1 / h)))
+    return Difference(((_along(axis, 1), 1), (_along(axis, -1), -1)), 1 / h)
 
 
 def _second(grid: Grid, axes: Sequence[int]) -> list[Difference]:
     """All second derivatives along ``axes``; the mixed ones occur twice in the Hessian."""
     h = grid.spacing_mm
-    pure = [
-        Difference(((_along(a, 1), 1 / h[a] ** 2), ((0, 0, 0), -2 / h[a] ** 2), (_along(a, -1), 1 / h[a] ** 2))) for a in axes
-    ]
+    pure = [Difference(((_along(a, 1), 1), ((0, 0, 0), -2), (_along(a, -1), 1)), float(1 / h[a] ** 2)) for a in axes]
     mixed = [
-        Difference(tuple((_mixed(a, b, p, q), p * q / (4 * h[a] * h[b])) for p in (1, -1) for q in (1, -1)), 2.0)
+        Difference(tuple((_mixed(a, b, p, q), p * q) for p in (1, -1) for q in (1, -1)), float(1 / (4 * h[a] * h[b])), 2.0)
         for a, b in combinations(axes, 2)
     ]
     return pure + mixed
@@ -84,7 +83,7 @@ def diffusion(
     groups = []
     for axis in range(3):
         h = float(grid.spacing_mm[axis])
-        step = Difference(((_along(axis, 1), 1 / h), ((0, 0, 0), -1 / h)))
+        step = Difference(((_along(axis, 1), 1), ((0, 0, 0), -1)), 1 / h)
         if vectors.shape[axis - 3] > 1:
             ends = None if weight is None else [_shifted(weight, step.taps, offset) for offset, _ in step.taps]
             groups.append(Group([step], None if ends is None else ends[0] * ends[1]))
@@ -156,7 +155,7 @@ def _mean_square(component: Tensor, gradient: Tensor | None, group: Group) -> Te
         slab = slice(start, start + planes)
         value_at = {offset: value[slab] for offset, value in values.items()}
         slope_at = {offset: slope[slab] for offset, slope in slopes.items()}
-        for taps, times in group.differences:
+        for taps, scale, times in group.differences:
             (offset, factor), *others = taps
             value = value_at[offset] * factor
             for offset, factor in others:
@@ -164,8 +163,8 @@ def _mean_square(component: Tensor, gradient: Tensor | None, group: Group) -> Te
             heavy = value if weight is None else value * weight[slab]
             if slope_at:
                 for offset, factor in taps:
-                    slope_at[offset].add_(heavy, alpha=2 * times * factor / count)
-            sums.append((heavy * value).sum().double() * times)
+                    slope_at[offset].add_(heavy, alpha=2 * times * scale**2 * factor / count)
+            sums.append((heavy * value).sum().double() * (times * scale**2))
     return torch.stack(sums).sum() / count
 
 
@@ -208,9 +207,9 @@ class Neighbourhood:
         self.direction = direction
         offsets = sorted({offset for difference in differences for offset, _ in difference.taps} - {(0, 0, 0)})
         self.steps = torch.tensor([sum(o * s for o, s in zip(offset, strides, strict=True)) for offset in offsets])
-        self.taps = [[(offsets.index(o), f) for o, f in taps if o in offsets] for taps, _ in differences]
+        self.taps = [[(offsets.index(o), f * scale) for o, f in taps if o in offsets] for taps, scale, _ in differences]
         self.users = [[(d, f) for d, taps in enumerate(self.taps) for t, f in taps if t == tap] for tap in range(len(offsets))]
-        self.times = [times for _, times in differences[3:]]
+        self.times = [times for _, _, times in differences[3:]]
 
     def derivatives(self, around: Float[Tensor, "18 3 m"]) -> Float[Tensor, "9 3 m"]:
         """First, pure second and mixed second ones along the array axes."""
@@ -306,7 +305,7 @@ def dense_rigidity_parts(vectors: Float[Tensor, "3 i j k"], grid: Grid, mask: Bo
     reach = Group(second, None).taps
     inner = _shifted(mask, reach, (0, 0, 0))
     derivatives = [
-        _sum(factor * _shifted(vectors, reach, offset) for offset, factor in difference.taps) for difference in first + second
+        scale * _sum(factor * _shifted(vectors, reach, offset) for offset, factor in taps) for taps, scale, _ in first + second
     ]
     rows = [_sum(float(grid.direction[b, d]) * derivatives[d] for d in range(3)) for b in range(3)]
     j = [[rows[b][a] + float(a == b) for b in range(3)] for a in range(3)]

@@ -14,6 +14,8 @@ from osteomorph.image import Image, Labels
 from osteomorph.transforms import Transform
 
 Kernel = Literal["linear", "bspline"]
+Outside = float | Literal["minimum", "border"]
+"""Value beyond the field of view: a number, the image's minimum, or that of the nearest border voxel."""
 
 SLAB = 16
 """Array planes resampled at a time; bounds the memory for coordinates."""
@@ -24,27 +26,29 @@ LANCZOS_LOBES = 5
 
 @overload
 def resample(
-    moving: Image, transform: Transform, onto: Grid, kernel: Kernel = "linear", outside: float | None = None
+    moving: Image, transform: Transform, onto: Grid, kernel: Kernel = "linear", outside: Outside = "minimum"
 ) -> Image: ...
 @overload
 def resample(moving: Labels, transform: Transform, onto: Grid) -> Labels: ...
 def resample(
-    moving: Image | Labels, transform: Transform, onto: Grid, kernel: Kernel = "linear", outside: float | None = None
+    moving: Image | Labels, transform: Transform, onto: Grid, kernel: Kernel = "linear", outside: Outside = "minimum"
 ) -> Image | Labels:
     """moved(x) = moving(T(x)), x at the voxel centres of ``onto``.
 
     Labels take the nearest voxel and 0 outside. Images are interpolated linearly or by a cubic B-spline (mirrored at the
-    border, as in ITK) and take ``outside``, by default their own minimum, beyond their field of view.
+    border, as in ITK) and take ``outside`` beyond their field of view.
     """
     if isinstance(moving, Labels):
         return Labels(_by_slab(moving, transform, onto, "nearest", 0.0), onto, moving.names, moving.stored)
-    fill = float(moving.data.min()) if outside is None else outside
+    fill = float(moving.data.min()) if outside == "minimum" else None if outside == "border" else outside
     if kernel == "bspline":
+        if fill is None:
+            raise ValueError("The B-spline has no value beyond the border; give a number, or interpolate linearly.")
         return Image(_bspline(moving, transform, onto, fill), onto, moving.stored)
     return Image(_by_slab(moving, transform, onto, "linear", fill), onto, moving.stored)
 
 
-def _by_slab(moving: Image | Labels, transform: Transform, onto: Grid, how: Interpolation, outside: float) -> Tensor:
+def _by_slab(moving: Image | Labels, transform: Transform, onto: Grid, how: Interpolation, outside: float | None) -> Tensor:
     out = torch.empty(moving.data.shape[0], *onto.shape, dtype=moving.data.dtype)
     for start in range(0, onto.shape[0], SLAB):
         points = transform(_slab(onto, start).points(torch.float64).flatten(1))

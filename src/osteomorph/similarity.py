@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 from typing import Any, Literal, final
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from osteomorph.geometry import Grid
 from osteomorph.image import Image
 from osteomorph.objective import Alignment, Term
 
@@ -179,29 +183,31 @@ class Dice(Term):
 
 
 # -- MIND -------------------------------------------------------------------------------------------------------------
-NEIGHBOURS = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))
-PAIRS = tuple(
-    (a, b)
-    for i, a in enumerate(NEIGHBOURS)
-    for b in NEIGHBOURS[i + 1 :]
-    if sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) == 2
-)
-"""Neighbours that are not opposite each other: one channel of MIND-SSC each."""
+Step = tuple[int, int, int]
+Pair = tuple[Step, Step]
+
+NEIGHBOURS: tuple[Step, ...] = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))
+PAIRS: tuple[Pair, ...] = tuple((a, b) for a, b in combinations(NEIGHBOURS, 2) if np.dot(a, b) == 0)
+"""Neighbours at right angles to each other: one channel of MIND-SSC each."""
 
 
-def mind_ssc(data: Float[Tensor, "1 i j k"], radius: int = 1, dilation: int = 2) -> Float[Tensor, "12 i j k"]:
+def mind_ssc(
+    data: Float[Tensor, "1 i j k"], radius: int = 1, dilation: int = 2, pairs: tuple[Pair, ...] = PAIRS
+) -> Float[Tensor, "12 i j k"]:
     """Self-similarity context, exp(-(D - min D) / V): what a voxel's surroundings look like, whatever the contrast.
 
     D: squared differences of two of the six neighbours at ``dilation`` voxels, averaged over a patch of (2 radius + 1)^3 with
     the border repeated; V: their mean over the 12 pairs, kept between 0.001 and 1000 times its own mean over the image
     (Heinrich et al., MICCAI 2013). Differentiable; without a gradient it works in place.
+
+    pairs: the two neighbours of every channel, as steps along the array axes.
     """
     grown = _repeat_border(data[0], dilation)
     shape = data.shape[1:]
     in_place = not (data.requires_grad and torch.is_grad_enabled())
     channels = []
-    out = torch.empty(len(PAIRS), *shape, dtype=data.dtype, device=data.device) if in_place else None
-    for c, (a, b) in enumerate(PAIRS):
+    out = torch.empty(len(pairs), *shape, dtype=data.dtype, device=data.device) if in_place else None
+    for c, (a, b) in enumerate(pairs):
         one, other = [
             grown[tuple(slice(dilation * (1 + s), dilation * (1 + s) + n) for s, n in zip(shift, shape, strict=True))]
             for shift in (a, b)
@@ -243,6 +249,23 @@ def _box_sum(volume: Tensor, radius: int) -> Tensor:
     return volume
 
 
+def pairs_as_seen_from(reference: Grid, grid: Grid) -> tuple[Pair, ...]:
+    """:data:`PAIRS` of ``reference`` as steps along the axes of ``grid``, each step to the nearest axis.
+
+    Axes that are swapped or reversed cost nothing; what is left of a rotation, 45 degrees at most, stays.
+    """
+    turn = grid.direction.T @ reference.direction
+    axes, columns = linear_sum_assignment(-np.abs(turn))
+    nearest = np.zeros((3, 3), dtype=int)
+    nearest[axes, columns] = np.sign(turn[axes, columns])
+
+    def seen(step: Step) -> Step:
+        i, j, k = (nearest @ step).tolist()
+        return (i, j, k)
+
+    return tuple((seen(a), seen(b)) for a, b in PAIRS)
+
+
 @final
 @dataclass(frozen=True)
 class MindSsc:
@@ -250,9 +273,10 @@ class MindSsc:
 
     radius: int = 1
     dilation: int = 2
+    pairs: tuple[Pair, ...] = PAIRS
 
     def __call__(self, image: Image) -> Image:
-        return image.with_data(mind_ssc(image.data[:1], self.radius, self.dilation))
+        return image.with_data(mind_ssc(image.data[:1], self.radius, self.dilation, self.pairs))
 
 
 @final
@@ -260,14 +284,17 @@ class MindSsc:
 class Mind(Term):
     """Mean squared difference of MIND-SSC channels, no unit; least where local structure coincides.
 
-    The moving image is described before it is moved. radius and dilation are in voxels of the images.
+    The moving image is described before it is moved, along those of its array axes that are nearest to the fixed image's.
+    radius and dilation are in voxels of each image; both ought to have the same isotropic spacing.
     """
 
     radius: int = 1
     dilation: int = 2
 
     def __call__(self, alignment: Alignment) -> Float[Tensor, ""]:
-        describe = MindSsc(self.radius, self.dilation)
-        squared = (alignment.moved_values(describe) - alignment.fixed_values(describe)).square().mean(0)
+        case = alignment.case
+        fixed = alignment.fixed_values(MindSsc(self.radius, self.dilation))
+        pairs = pairs_as_seen_from(case.fixed.grid, case.moving.grid)
+        squared = (alignment.moved_values(MindSsc(self.radius, self.dilation, pairs)) - fixed).square().mean(0)
         weight = alignment.weight.to(squared.dtype)
         return (squared * weight).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)

@@ -64,10 +64,7 @@ def start_with_elastix(case: Case, ids: list[int]) -> Found:
         _write(folder / "moving.mha", case.moving_labels, ids)
         if program := shutil.which("elastix"):
             found = _by_program(program, folder)
-        elif (
-            importlib.util.find_spec("itk") is not None
-            and importlib.util.find_spec("itk.ElastixRegistrationMethod") is not None
-        ):
+        elif has_package():
             found = _by_package(folder)
         else:
             raise InputError(
@@ -84,10 +81,9 @@ def has_package() -> bool:
 
 def euler(parameters: dict[str, list[str]]) -> Rigid:
     """What an elastix EulerTransform says, in RAS: angles about x, y, z, then a translation, about a centre (LPS mm)."""
-    if parameters["Transform"] != ["EulerTransform"] or parameters["InitialTransformParametersFileName"] != [
-        "NoInitialTransform"
-    ]:
-        raise ValueError("Only a lone EulerTransform is read.")
+    before = [name for key, names in parameters.items() if key.startswith("InitialTransformParameter") for name in names]
+    if parameters["Transform"] != ["EulerTransform"] or before != ["NoInitialTransform"]:
+        raise ValueError(f"Only a lone EulerTransform is read, not {parameters['Transform']} after {before}.")
     angles_and_shift = [float(v) for v in parameters["TransformParameters"]]
     transform = sitk.Euler3DTransform()
     transform.SetComputeZYX(parameters.get("ComputeZYX", ["false"]) == ["true"])

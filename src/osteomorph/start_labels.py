@@ -23,6 +23,8 @@ OUTLIER_MM = 1.0
 TURN_DEG = 30.0
 """One or two labels are also tried turned by this much about each axis."""
 LEAST_DICE, GOOD_DICE = 0.4, 0.7
+LEAST_POINTS = 50
+"""Surface points below which a label says nothing about a pose."""
 LEAST_SEEN = 0.5
 """Share of the surface points that has to lie in the other field of view."""
 
@@ -104,19 +106,29 @@ def shapes(case: Case, ids: list[int]) -> tuple[list[Shape], list[Shape]]:
     """The labels of both sides."""
     if case.fixed_labels is None or case.moving_labels is None:
         raise ValueError("A start on labels needs labels on both sides.")
-    fixed, moving = case.fixed_labels, case.moving_labels
-    return [shape(fixed, label) for label in ids], [shape(moving, label) for label in ids]
+    return _shapes(case.fixed_labels, ids), _shapes(case.moving_labels, ids)
 
 
-def shape(labels: Labels, label: int) -> Shape:
+def _shapes(labels: Labels, ids: list[int]) -> list[Shape]:
+    boxes = ndimage.find_objects(labels.data[0].numpy(), max(ids))
+    found = [_shape(labels, label, boxes[label - 1]) for label in ids]
+    for label, one in zip(ids, found, strict=True):
+        if one.surface_mm.shape[1] < LEAST_POINTS:
+            raise StartError(
+                f"Label {label} is too small or too much cut for a rigid start ({one.inside_mm.shape[1]} voxels). Name the "
+                "labels to start on (initialise.labels), start on images, or give an initial transform."
+            )
+    return found
+
+
+def _shape(labels: Labels, label: int, box: tuple[slice, slice, slice]) -> Shape:
     """Distances, surface and volume of one label."""
     grid = labels.grid
-    mask = labels.data[0].numpy() == label
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
+    mask = labels.data[0][box].numpy() == label
     start, stop = np.array([[b.start for b in box], [b.stop for b in box]])
     cut = bool((start == 0).any() or (stop == np.array(grid.shape)).any())
     reach = np.ceil(MARGIN_MM / grid.spacing_mm).astype(int)
-    here = np.pad(mask[box], [(r, r) for r in reach])
+    here = np.pad(mask, [(r, r) for r in reach])
     before, after = reach - start, stop + reach - np.array(grid.shape)
     box_grid = grid.padded((before[0], before[1], before[2]), (after[0], after[1], after[2]))
     distance = signed_distance(here, grid.spacing_mm)

@@ -22,7 +22,10 @@ def demo(
     from rich.console import Console
 
     with Reporter() as progress:
-        shown = run_demo(output, seed, overwrite, progress)
-    Console(highlight=False).print(table(shown))
-    typer.echo(f"The moved image on the fixed one: {output / 'overlay.png'}")
-    typer.echo(f"The table: {output / 'table.md'} and {output / MARKER}; the registration: {output / 'result'}")
+        rows, warnings = run_demo(output, seed, overwrite, progress)
+    Console(highlight=False).print(table(rows))
+    for warning in warnings:
+        typer.echo(f"warning: {' '.join(warning.split())}", err=True)
+    typer.echo(f"picture  {output / 'overlay.png'} (fixed, moving before and after, displacement)")
+    typer.echo(f"table    {output / 'table.md'}, {output / MARKER}")
+    typer.echo(f"files    {output / 'pair'}, {output / 'result'}")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 Points = Float[Tensor, "3 n"]
 Distance = Float[Tensor, " n"]
+Real = int | float
 
 NAMES = {22: "L3", 23: "L4", 24: "L5"}
 """Whole vertebrae, by the ids of the convention that counts L1 as 20."""
@@ -34,7 +35,7 @@ JOINT_MM = 3.4
 
 
 # -- shapes ---------------------------------------------------------------------------------------------------------------
-def _column(points: Tensor, *values: float) -> Tensor:
+def _column(points: Tensor, *values: Real) -> Tensor:
     return points.new_tensor(values)[:, None]
 
 
@@ -42,13 +43,13 @@ def _length(*parts: Tensor) -> Tensor:
     return sum((part * part for part in parts), start=torch.zeros_like(parts[0])).sqrt()
 
 
-def ellipse(u: Tensor, v: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
+def ellipse(u: Tensor, v: Tensor, a: Tensor | Real, b: Tensor | Real) -> Tensor:
     """About the distance to an ellipse with half axes a and b, exact to first order at its border."""
     radius = _length(u / a, v / b)
     return radius * (radius - 1) / _length(u / a**2, v / b**2).clamp(min=1e-6)
 
 
-def ellipsoid(points: Points, centre: Sequence[float], half: Sequence[float]) -> Distance:
+def ellipsoid(points: Points, centre: Sequence[Real], half: Sequence[Real]) -> Distance:
     """About the distance to an ellipsoid, exact to first order at its surface."""
     q = (points - _column(points, *centre)) / _column(points, *half)
     radius = _length(*q)
@@ -56,7 +57,7 @@ def ellipsoid(points: Points, centre: Sequence[float], half: Sequence[float]) ->
 
 
 def strut(
-    points: Points, start: Sequence[float], end: Sequence[float], radius: tuple[float, float], half_height: tuple[float, float] = (0, 0)
+    points: Points, start: Sequence[Real], end: Sequence[Real], radius: tuple[Real, Real], half_height: tuple[Real, Real] = (0, 0)
 ) -> Distance:
     """A bar from start to end, rounded, drawn out along z by half_height to a plate; both may taper."""
     a, axis = _column(points, *start), _column(points, *end) - _column(points, *start)
@@ -112,7 +113,7 @@ class Vertebra:
         place = torch.as_tensor(self.place.copy()).to(points.dtype)
         return place[:3, :3].T @ (points - place[:3, 3, None])
 
-    def at(self, *local_mm: float) -> np.ndarray:
+    def at(self, *local_mm: Real) -> np.ndarray:
         """A point of the own frame, in the anatomy frame."""
         return self.place[:3, :3] @ np.array(local_mm) + self.place[:3, 3]
 
@@ -208,7 +209,7 @@ class Anatomy:
         """Where a vertebra turns against the one below: the rear third of the disc."""
         return self.bones[upper].at(0, -self.build.half_depth / 3, -self.build.half_height - self.build.disc / 2)
 
-    def _line(self, *local_mm: float) -> Callable[[Tensor], Tensor]:
+    def _line(self, *local_mm: Real) -> Callable[[Tensor], Tensor]:
         """y(z) of the smooth line through one local point of every bone."""
         nodes = np.array([bone.at(*local_mm)[1:] for bone in self.bones.values()])
         ends = CubicSpline(nodes[:, 1], nodes[:, 0])
@@ -324,7 +325,7 @@ def _horner(series: np.ndarray, at: Tensor) -> Tensor:
     return out
 
 
-def _reach(build: Build, label: int) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def _reach(build: Build, label: int) -> tuple[tuple[Real, ...], tuple[Real, ...]]:
     """Corners of a box around a bone in its own frame."""
     if label == 25:
         return (-56, -60, -70), (56, build.half_depth + 2, 26)

@@ -27,6 +27,9 @@ LEAST_GAP_MM = 1.5
 LEAST_DETERMINANT = 0.1
 """Of the true transform's Jacobian; draws below are drawn again."""
 
+DRAWS = 200
+"""Attempts at a pair before motion is called too large."""
+
 CENTRE_MM = np.array([0.0, -21.0, 0.0])
 """Middle of the fixed field of view, about the spinal canal of L4."""
 
@@ -85,7 +88,7 @@ def phantom(
     offset_deg, offset_mm: between the two scanners, about and along a random axis.
     """
     around = _fixed_grid(3.5, size_mm).points(torch.float64).flatten(1)
-    for attempt in range(200):
+    for attempt in range(DRAWS):
         parameters = _draw(seed, attempt, angle_deg, shift_mm, soft_mm, offset_deg, offset_mm)
         anatomy = Anatomy(parameters.build)
         upward = motion.chain(anatomy, np.array(parameters.rotations_deg), np.array(parameters.shifts_mm))
@@ -96,7 +99,7 @@ def phantom(
         truth = _transform(parameters, anatomy, poses, size_mm)
         if all(motion.least_determinant(truth, points) > LEAST_DETERMINANT for points in (joints, around)):
             return _render(parameters, anatomy, truth, _fixed_grid(spacing_mm, size_mm), _moving_grid(spacing_mm, size_mm, truth.offset))
-    raise ValueError(f"No phantom without folds or colliding bones in 200 draws of seed {seed}; ask for less motion.")
+    raise ValueError(f"No phantom without folds or colliding bones in {DRAWS} draws of seed {seed}; ask for less motion.")
 
 
 def tiny(seed: int = 0) -> SimulatedPair:
@@ -143,9 +146,9 @@ def _draw(seed: int, attempt: int, angle: float, shift: float, soft: float, offs
         half_depth=between(15.5, 17.5),
         half_height=between(13.0, 14.5),
         disc=between(9.0, 11.0),
-        lordosis_deg=between(22, 32),
+        lordosis_deg=between(22.0, 32.0),
         process=between(0.85, 1.05),
-        fat=between(7, 13),
+        fat=between(7.0, 13.0),
     )
     rotations = generator.uniform(-angle, angle, (len(BONES), 3)) * (1.0, 0.7, 0.7)  # mostly bending forward and back
     shifts = generator.uniform(-shift, shift, (len(BONES), 3))
@@ -205,7 +208,7 @@ def _render(parameters: Parameters, anatomy: Anatomy, truth: motion.Articulated,
     ct = contrast.render(anatomy, moving_at, float(moving_grid.spacing_mm.mean()), textures, "ct").unflatten(0, moving_grid.shape)
     mr = contrast.mr_noise(mr, np.array(parameters.bias), 14.0, parameters.seeds[2])
     ct = contrast.ct_noise(ct, 16.0, parameters.seeds[3])
-    body = (anatomy.body(fixed_at) < 0).to(torch.uint8).unflatten(0, fixed_grid.shape)[None]
+    body = (anatomy.body(fixed_at) < 0).to(torch.int16).unflatten(0, fixed_grid.shape)[None]
     case = Case(
         Image(mr.round()[None], fixed_grid, np.dtype(np.int16)),
         Image(ct.round()[None], moving_grid, np.dtype(np.int16)),
@@ -216,7 +219,7 @@ def _render(parameters: Parameters, anatomy: Anatomy, truth: motion.Articulated,
 
 
 def _labels(anatomy: Anatomy, points: Tensor, grid: Grid) -> Labels:
-    data = torch.zeros(grid.voxels, dtype=torch.uint8)
+    data = torch.zeros(grid.voxels, dtype=torch.int16)
     for label in NAMES:
         data[anatomy.bone(label, points, 1.0) < 0] = label
     return Labels(data.unflatten(0, grid.shape)[None], grid, dict(NAMES))
