@@ -1,4 +1,4 @@
-"""The commands, on the tiny phantom; what they refuse is in test_cli_bad_input."""
+"""The commands, on a small pair; what they refuse is in test_cli_bad_input."""
 
 import json
 import os
@@ -12,6 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from conftest import axis_grid, sagittal_grid
+from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
 import osteomorph
@@ -20,7 +22,9 @@ from osteomorph.cli import app
 from osteomorph.demo import run_demo
 from osteomorph.doctor import Finding
 from osteomorph.errors import InputError
-from osteomorph.simulate.phantom import save, tiny
+from osteomorph.geometry import Grid
+from osteomorph.image import Image, Labels
+from osteomorph.transforms import Rigid
 
 QUICK = """
 name = "quick"
@@ -49,10 +53,39 @@ def run(*arguments, code=0):
     return result
 
 
+def seen(points_mm):
+    """Intensity and label of a small anatomy at world points: three round bones in wavy tissue."""
+    x, y, z = points_mm
+    values = 300 * torch.sin(x / 9) + 200 * torch.sin(y / 7 + 1) + 250 * torch.cos(z / 11)
+    labels = torch.zeros_like(values, dtype=torch.int16)
+    for label, centre in ((22, 19.0), (23, 0.0), (24, -19.0)):
+        labels[((x / 1.3) ** 2 + y**2 + (z - centre) ** 2) < 64] = label
+    return values + 600 * (labels > 0), labels
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
+    """An oblique sagittal MR and an axial CT, a small rotation apart, as files with their labels."""
     folder = tmp_path_factory.mktemp("pair")
-    save(tiny(), folder)
+    tilt, motion = np.eye(4), np.eye(4)
+    tilt[:3, :3] = Rotation.from_euler("xyz", (4, -3, 5), degrees=True).as_matrix()
+    motion[:3, :3] = Rotation.from_euler("xyz", (1, -2, 2), degrees=True).as_matrix()
+    motion[:3, 3] = (1.5, -1.0, 2.0)
+    grids = {
+        "fixed": sagittal_grid((30, 26, 22), (2.2, 2.2, 2.8)).moved(tilt),
+        "moving": axis_grid((-1, -1, 1), (30, 30, 28), (2.3, 2.3, 2.7)),
+    }
+    generator = torch.Generator().manual_seed(0)
+    for side, at in grids.items():
+        affine = at.affine.copy()
+        affine[:3, 3] -= at.centre_mm
+        grid = Grid(at.shape, affine)
+        values, labels = seen((Rigid(motion) if side == "fixed" else Rigid.identity())(grid.points().flatten(1)))
+        values = (800 - 0.6 * values if side == "fixed" else values) + 20 * torch.randn(values.shape, generator=generator)
+        io.write_image(
+            folder / f"{side}.nii.gz", Image(values.round().unflatten(0, grid.shape)[None], grid, np.dtype(np.int16))
+        )
+        io.write_image(folder / f"{side}_labels.nii.gz", Labels(labels.unflatten(0, grid.shape)[None], grid))
     (folder / "quick.toml").write_text(QUICK)
     return folder
 
@@ -232,7 +265,9 @@ def test_apply_repeats_the_registration(result, pair, tmp_path):
 
 def test_prepare_writes_the_canonical_case(pair, tmp_path):
     out = tmp_path / "prepared"
-    given = [*sides(pair, out), "--moving-labels", pair / "moving_labels.nii.gz", "--fixed-mask", pair / "fixed_body.nii.gz"]
+    labels = io.read_labels(pair / "fixed_labels.nii.gz")
+    io.write_image(pair / "mask.nii.gz", Labels(labels.mask().to(torch.uint8), labels.grid))
+    given = [*sides(pair, out), "--moving-labels", pair / "moving_labels.nii.gz", "--fixed-mask", pair / "mask.nii.gz"]
     printed = run("prepare", *given).stdout
     assert {p.name for p in out.iterdir()} == {
         "fixed.nii.gz",
@@ -258,7 +293,7 @@ def test_prepare_writes_the_canonical_case(pair, tmp_path):
             ["image", "int16", "voxels", "spacing", "IPL", "inferior", "oblique by", "field of view", "mean"],
         ),
         ("moving_labels.nii.gz", ["label map", "22 ", "ml in", "LPS"]),
-        ("displacement.nii.gz", ["displacement in RAS (intent 1006)", "displacements: up to", "Jacobian determinant"]),
+        ("out/displacement.nii.gz", ["displacement in RAS (intent 1006)", "displacements: up to", "Jacobian determinant"]),
         ("quick.toml", ["plan", "quick", "prepare.spacing_mm", "3", "control_mm 24", "sha256"]),
         ("out", ["registration", "rigid start", "mutual_information", "quality check", "bone L3", "rotation"]),
         ("out/transform.h5", ["points fixed -> moving", "LPS mm in the file", "steps", "rigid:", "degrees", "displacements"]),

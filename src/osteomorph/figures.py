@@ -7,7 +7,7 @@ from typing import Literal, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -45,7 +45,7 @@ class Slice:
     letters: str
 
 
-def slice_plane(data: Float[Tensor, "i j k"], grid: Grid, plane: Plane, at_mm: Sequence[float] | np.ndarray) -> Slice:
+def slice_plane(data: Shaped[Tensor, "i j k"], grid: Grid, plane: Plane, at_mm: Sequence[float] | np.ndarray) -> Slice:
     """The array slice nearest to an anatomical plane, through a world point, turned to the radiological convention."""
     across, down, right = VIEWS[plane]
     normal, row, column = (grid.axis(ends) for ends in (across, down, right))

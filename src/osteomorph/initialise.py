@@ -75,9 +75,7 @@ def start_ids(case: Case, wanted: tuple[int, ...]) -> list[int]:
 def _no_ids(case: Case, wanted: tuple[int, ...]) -> str:
     for side, labels in (("fixed", case.fixed_labels), ("moving", case.moving_labels)):
         if labels is None:
-            return (
-                f"A start on labels needs labels of both images, and there are no {side} ones. Give them, or start on images."
-            )
+            return f"A start on labels needs labels of both images; there are no {side} ones. Give them, or start on images."
     fixed, moving = (_listed(labels.ids()) for labels in (case.fixed_labels, case.moving_labels) if labels is not None)
     asked = f"No id of {_listed(wanted)}" if wanted else "No id"
     return f"{asked} is in both label maps (fixed: {fixed}; moving: {moving}). Give ids that both hold, or start on images."

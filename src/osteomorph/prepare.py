@@ -62,7 +62,7 @@ def moved_case(case: Case, rigid: Rigid) -> Case:
 def resampled_case(case: Case, rigid: Rigid, margin_mm: float = 15.0) -> Case:
     """The moving side interpolated once onto the fixed lattice, which reaches ``margin_mm`` beyond the fixed field of view.
 
-    Image linearly, labels to the nearest voxel. The moving mask is 0 where the moving image has no data.
+    Image linearly, labels to the nearest voxel. Where the moving image has no data its border is repeated and its mask is 0.
     """
     margin = np.ceil(margin_mm / case.fixed.grid.spacing_mm).astype(int).tolist()
     onto = case.fixed.grid.padded((margin[0], margin[1], margin[2]))

@@ -16,7 +16,7 @@ from osteomorph.case import Case
 from osteomorph.errors import InputError, StartError
 from osteomorph.image import Labels
 from osteomorph.io.itk import FLIP, write_voxels
-from osteomorph.start_labels import Found, judged, shapes
+from osteomorph.start_labels import Found, boxed, judged, shapes
 from osteomorph.transforms import Rigid
 
 MARGIN_MM = 25.0
@@ -100,11 +100,8 @@ def _write(path: Path, labels: Labels, ids: list[int]) -> None:
     """The labels as one, 1 in 0, with background around."""
     mask = labels.mask(ids)[0].numpy()
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    margin = np.ceil(MARGIN_MM / labels.grid.spacing_mm).astype(int)
-    before = margin - [b.start for b in box]
-    after = [b.stop for b in box] + margin - labels.grid.shape
-    grid = labels.grid.padded((before[0], before[1], before[2]), (after[0], after[1], after[2]))
-    write_voxels(path, np.pad(mask[box], [(m, m) for m in margin]).astype(np.float32), grid)
+    around, grid = boxed(mask[box], labels.grid, box, MARGIN_MM)
+    write_voxels(path, around.astype(np.float32), grid)
 
 
 def _by_program(program: str, folder: Path) -> dict[str, list[str]]:

@@ -62,7 +62,7 @@ def _search(pairs: list[Pair], seed: int, from_centres: bool) -> Found:
         poses = climb(pair, poses, STEPS, COARSE_SAMPLES if coarsest else SAMPLES, seed, with_overlap=coarsest)
         poses, scores = _ranked(pair, poses, seed)
         if rank == min(1, len(pairs) - 1) and len(poses) > 1 and scores[1] > RIVAL * scores[0]:
-            apart = _apart_mm(poses[:1], poses[1:2], pair)[0]
+            apart = _apart_mm(poses[1:2], poses[0], pair)[0]
             warnings.append(
                 f"The rigid start is ambiguous: a pose {apart:.0f} mm away is nearly as good "
                 f"({scores[1] / scores[0]:.0%}). Check the overlay, or give labels of both images."
@@ -114,7 +114,7 @@ def _ranked(pair: Pair, poses: Poses, seed: int) -> tuple[Poses, list[float]]:
     scores = information * overlap * (overlap >= LEAST_OVERLAP)
     kept: list[int] = []
     for k in torch.argsort(scores, descending=True).tolist():
-        far = _apart_mm(poses[kept], poses[k : k + 1], pair) > APART_MM
+        far = _apart_mm(poses[kept], poses[k], pair) > APART_MM
         if scores[k] > 0 and bool(far.all()) and len(kept) < KEPT:
             kept.append(k)
     if not kept:
@@ -125,12 +125,12 @@ def _ranked(pair: Pair, poses: Poses, seed: int) -> tuple[Poses, list[float]]:
     return poses[kept], scores[kept].tolist()
 
 
-def _apart_mm(some: Poses, others: Poses, pair: Pair) -> Float[Tensor, " b"]:
-    """Root mean square distance in mm between where two poses carry the fixed body."""
+def _apart_mm(poses: Poses, other: Float[Tensor, "4 4"], pair: Pair) -> Float[Tensor, " b"]:
+    """Root mean square distance in mm between where poses carry the fixed body and where another one does."""
     centre, radius_mm = middle(pair.fixed_body)
     reach = centre[:, None] + radius_mm * torch.cat([torch.eye(3), -torch.eye(3)], 1)
-    difference = (some - others)[:, :3, :3] @ reach + (some - others)[:, :3, 3:]
-    return difference.square().sum(1).mean(1).sqrt()
+    difference = poses - other
+    return (difference[:, :3, :3] @ reach + difference[:, :3, 3:]).square().sum(1).mean(1).sqrt()
 
 
 def _against_chance(pair: Pair, best: Poses, seed: int) -> tuple[float, float]:

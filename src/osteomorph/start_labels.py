@@ -125,16 +125,21 @@ def _shape(labels: Labels, label: int, box: tuple[slice, slice, slice]) -> Shape
     """Distances, surface and volume of one label."""
     grid = labels.grid
     mask = labels.data[0][box].numpy() == label
-    start, stop = np.array([[b.start for b in box], [b.stop for b in box]])
-    cut = bool((start == 0).any() or (stop == np.array(grid.shape)).any())
-    reach = np.ceil(MARGIN_MM / grid.spacing_mm).astype(int)
-    here = np.pad(mask, [(r, r) for r in reach])
-    before, after = reach - start, stop + reach - np.array(grid.shape)
-    box_grid = grid.padded((before[0], before[1], before[2]), (after[0], after[1], after[2]))
+    cut = any(b.start == 0 or b.stop == n for b, n in zip(box, grid.shape, strict=True))
+    here, box_grid = boxed(mask, grid, box, MARGIN_MM)
     distance = signed_distance(here, grid.spacing_mm)
     surface = _surface(distance, box_grid)
     surface = surface[:, within(grid, surface)] if cut else surface
     return Shape(distance, box_grid, grid, surface, _apply(box_grid.affine, np.argwhere(here).T.astype(float)), cut)
+
+
+def boxed(mask: np.ndarray, grid: Grid, box: tuple[slice, ...], margin_mm: float) -> tuple[np.ndarray, Grid]:
+    """What ``grid`` holds in ``box``, with a margin of background around it that may reach beyond the field of view."""
+    margin = [int(np.ceil(margin_mm / s)) for s in grid.spacing_mm]
+    before = [m - b.start for m, b in zip(margin, box, strict=True)]
+    after = [b.stop + m - n for m, b, n in zip(margin, box, grid.shape, strict=True)]
+    around = grid.padded((before[0], before[1], before[2]), (after[0], after[1], after[2]))
+    return np.pad(mask, [(m, m) for m in margin]), around
 
 
 def signed_distance(mask: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:

@@ -1,0 +1,368 @@
+"""The rigid start finds known poses on labels, by elastix and on images, and says when it failed."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import oblique_grid
+from scipy.spatial.transform import Rotation
+
+from osteomorph.case import Case
+from osteomorph.errors import InputError, StartError
+from osteomorph.geometry import Grid
+from osteomorph.image import Image, Labels
+from osteomorph.initialise import initialise
+from osteomorph.plan import InitialisePlan, PreparePlan
+from osteomorph.prepare import prepare
+from osteomorph.start_elastix import euler, has_package
+from osteomorph.start_labels import procrustes
+from osteomorph.transforms import Rigid
+
+LABELS = InitialisePlan(method="labels")
+IMAGES = InitialisePlan(method="images", spacings_mm=(8.0, 4.0))
+
+
+def grid_about(centre_mm, size_mm=70.0, spacing=(1.0, 1.0, 1.0), angles=(0, 0, 0)) -> Grid:
+    shape = tuple(int(size_mm / s) for s in spacing)
+    found = oblique_grid(shape, spacing, angles, (0, 0, 0))
+    shift = np.eye(4)
+    shift[:3, 3] = np.asarray(centre_mm) - found.centre_mm
+    return found.moved(shift)
+
+
+def pose(turn_deg, shift_mm, about_mm=(0.0, 0.0, 0.0)) -> Rigid:
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_rotvec(np.radians(turn_deg)).as_matrix()
+    matrix[:3, 3] = np.asarray(shift_mm) + about_mm - matrix[:3, :3] @ about_mm
+    return Rigid(matrix)
+
+
+def error(found: Rigid, truth: Rigid, reach_mm: float = 15.0) -> tuple[float, float]:
+    """Largest distance in mm within ``reach_mm`` of the origin, angle in degrees."""
+    points = reach_mm * torch.cat([torch.eye(3), -torch.eye(3)], 1).double()
+    angle = Rigid(np.linalg.inv(found.matrix) @ truth.matrix).angle_deg
+    return float((found(points) - truth(points)).norm(dim=0).max()), angle
+
+
+# -- labels -------------------------------------------------------------------------------------------------------------
+def vertebra(points_mm: torch.Tensor) -> torch.Tensor:
+    """A body, an arch and a spinous process, without symmetry but left to right."""
+    x, y, z = points_mm
+    body = ((x / 14) ** 2 + ((y - 6) / 10) ** 2) ** 2 + (z / 9) ** 4 < 1
+    arch = (x.abs() < 20) & ((y + 7).abs() < 4) & ((z - 2).abs() < 3.5)
+    process = (x.abs() < 3.5) & ((y + 17).abs() < 8) & ((z + 3).abs() < 5)
+    return body | arch | process
+
+
+def labels_on(grid: Grid, into_shape: Rigid, label: int = 1, shape=vertebra) -> Labels:
+    """``shape`` seen through ``into_shape``: the label covers x where the shape covers into_shape(x)."""
+    inside = shape(into_shape(grid.points(torch.float64).flatten(1)))
+    return Labels(inside.reshape(1, *grid.shape).to(torch.int16) * label, grid)
+
+
+def merged(maps: list[Labels]) -> Labels:
+    return Labels(torch.stack([one.data for one in maps]).amax(0), maps[0].grid)
+
+
+def labelled(fixed: Labels, moving: Labels) -> Case:
+    return Case(Image(fixed.data.float(), fixed.grid), Image(moving.data.float(), moving.grid), fixed, moving)
+
+
+def one_bone(truth: Rigid, fixed: Grid | None = None, moving: Grid | None = None) -> Case:
+    """A vertebra at the origin of fixed space, and under ``truth`` in moving space."""
+    fixed = grid_about((0, 0, 0)) if fixed is None else fixed
+    moving = grid_about(truth.matrix[:3, 3], angles=(12, -25, 40)) if moving is None else moving
+    return labelled(labels_on(fixed, Rigid.identity()), labels_on(moving, truth.inverse()))
+
+
+@pytest.mark.parametrize(
+    ("turn", "shift"), [((5, -4, 3), (3, 1, -2)), ((0, 22, 10), (30, -20, 60)), ((-30, 10, 20), (500, 0, 0))]
+)
+def test_labels_give_the_pose_to_a_tenth_of_a_millimetre(turn, shift):
+    truth = pose(turn, shift)
+    start = initialise(one_bone(truth), LABELS)
+    distance, angle = error(start.rigid, truth)
+    assert distance < 0.1
+    assert angle < 0.3
+    assert 0 < start.score < 0.25
+    assert start.method == "labels"
+    assert start.warnings == ()
+
+
+@pytest.mark.parametrize("angles", [(0, 0, 0), (8, 5, -30)])
+def test_labels_of_anisotropic_grids_give_the_pose(angles):
+    truth = pose((6, -9, 4), (5, 8, -6))
+    fixed = grid_about((0.2, 0.1, 0.3), spacing=(0.7, 1.1, 3.0), angles=angles)
+    moving = grid_about(truth.matrix[:3, 3], spacing=(1.5, 1.0, 1.5), size_mm=67.5, angles=(3, 4, 5))
+    distance, angle = error(initialise(prepare(one_bone(truth, fixed, moving), PreparePlan()), LABELS).rigid, truth)
+    assert distance < 0.3
+    assert angle < 0.8
+
+
+def test_array_axes_do_not_matter():
+    """Sagittal MR stored inferior-posterior-left against CT stored left-posterior-superior."""
+    truth = pose((6, -9, 4), (5, 8, -6))
+    fixed = Grid((70, 70, 70), np.array([[0, 0, -1, 35.2], [0, -1, 0, 34.9], [-1, 0, 0, 35.1], [0, 0, 0, 1.0]]))
+    moving = Grid((76, 74, 80), np.array([[-1, 0, 0, 40.0], [0, -1, 0, 41.0], [0, 0, 1, -48.0], [0, 0, 0, 1.0]]))
+    distance, angle = error(initialise(one_bone(truth, fixed, moving), LABELS).rigid, truth)
+    assert distance < 0.1
+    assert angle < 0.3
+
+
+def test_three_labels_find_a_large_turn():
+    """75 degrees, beyond what a lone label is tried at: by Procrustes of the centroids."""
+    truth = pose((0, 45, 60), (20, 10, 0))
+    centres = [(-24.0, 0.0, 0.0), (0.0, 14.0, 6.0), (24.0, -4.0, 0.0)]
+    fixed, moving = grid_about((0, 0, 0), 100.0), grid_about(truth.matrix[:3, 3], 100.0)
+
+    def place(centre):
+        return pose((0, 0, 0), -np.asarray(centre))
+
+    case = labelled(
+        merged([labels_on(fixed, place(c), k + 1, small_bone) for k, c in enumerate(centres)]),
+        merged([labels_on(moving, place(c).after(truth.inverse()), k + 1, small_bone) for k, c in enumerate(centres)]),
+    )
+    assert error(initialise(case, LABELS).rigid, truth)[0] < 0.1
+
+
+def small_bone(points_mm: torch.Tensor) -> torch.Tensor:
+    return (points_mm / torch.tensor([[9.0], [6.0], [5.0]], dtype=points_mm.dtype)).norm(dim=0) < 1
+
+
+def test_procrustes_leaves_a_row_of_centroids_untwisted():
+    row = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [-30.0, 0.0, 30.0]])
+    assert np.allclose(procrustes(row, row, np.ones(3)), np.eye(3), atol=1e-9)
+    turn = Rotation.from_rotvec([0.0, 0.3, 0.0]).as_matrix()
+    cloud = np.array([[10.0, -4.0, -6.0], [-9.0, 7.0, 2.0], [-30.0, 3.0, 27.0]])
+    assert Rigid(pose((0, 0, 0), (0, 0, 0)).matrix).angle_deg == 0
+    assert np.allclose(procrustes(cloud, turn @ cloud, np.ones(3)), turn, atol=2e-3)
+
+
+def test_only_the_named_label_counts():
+    """As in the thesis, which starts on L5 alone: the other bone has moved elsewhere."""
+    truth, other = pose((6, -9, 4), (5, 8, -6)), pose((0, 0, 0), (5, 8, 12))
+    fixed = grid_about((0, 0, 20), 110.0)
+    up = pose((0, 0, 0), (0, 0, -40))
+    case = labelled(
+        merged([labels_on(fixed, Rigid.identity(), 5), labels_on(fixed, up, 4)]),
+        merged([labels_on(fixed, truth.inverse(), 5), labels_on(fixed, up.after(other.inverse()), 4)]),
+    )
+    assert error(initialise(case, LABELS.model_copy(update={"labels": (5,)})).rigid, truth)[0] < 0.1
+    assert error(initialise(case, LABELS).rigid, truth)[0] > 0.3
+
+
+def test_a_label_cut_by_the_field_of_view_still_fits():
+    truth = pose((5, -4, 3), (3, 1, -2))
+    moving = grid_about(truth.matrix[:3, 3], 80.0).padded((-34, 0, 0), (0, 0, 0))
+    start = initialise(one_bone(truth, moving=moving), LABELS)
+    assert error(start.rigid, truth)[0] < 0.2
+    assert "moving field of view cuts label 1" in start.warnings[0]
+
+
+def test_labels_that_do_not_fit_are_refused():
+    fixed = grid_about((0, 0, 0))
+
+    def pencil(points_mm):
+        return (points_mm[:2].norm(dim=0) < 2.5) & (points_mm[2].abs() < 33)
+
+    with pytest.raises(StartError, match=r"labels 1 failed: Dice 0\.[0-3].*Check that an id"):
+        initialise(labelled(labels_on(fixed, Rigid.identity()), labels_on(fixed, Rigid.identity(), 1, pencil)), LABELS)
+
+
+def test_a_label_of_a_few_voxels_is_refused():
+    case = one_bone(Rigid.identity())
+    speck = torch.zeros_like(case.fixed_labels.data)
+    speck[0, 30:32, 30, 30] = 1
+    with pytest.raises(StartError, match="Label 1 is too small"):
+        initialise(replace(case, fixed_labels=Labels(speck, case.fixed.grid)), LABELS)
+
+
+def test_labels_that_are_missing_are_named():
+    case = one_bone(Rigid.identity())
+    with pytest.raises(InputError, match="there are no moving ones"):
+        initialise(replace(case, moving_labels=None), LABELS)
+    with pytest.raises(InputError, match=r"No id of 20, 21 is in both label maps \(fixed: 1; moving: 1\)"):
+        initialise(case, InitialisePlan(method="labels", labels=(20, 21)))
+
+
+def test_auto_takes_labels_where_both_sides_share_one():
+    assert initialise(one_bone(Rigid.identity()), InitialisePlan()).method == "labels"
+
+
+# -- elastix ------------------------------------------------------------------------------------------------------------
+ELASTIX = InitialisePlan(method="labels", backend="elastix")
+
+
+def test_euler_parameters_are_read_as_elastix_means_them():
+    """Rz Rx Ry about the centre, then the shift, in LPS."""
+    a, b, c = 0.3, -0.2, 0.5
+    centre, shift = np.array([10.0, -20.0, 30.0]), np.array([1.0, 2.0, 3.0])
+    parameters = {
+        "Transform": ["EulerTransform"],
+        "InitialTransformParameterFileName": ["NoInitialTransform"],
+        "TransformParameters": [str(v) for v in (a, b, c, *shift)],
+        "CenterOfRotationPoint": [str(v) for v in centre],
+        "ComputeZYX": ["false"],
+    }
+    x, y, z = (Rotation.from_euler(axis, angle).as_matrix() for axis, angle in zip("xyz", (a, b, c), strict=True))
+    flip = np.diag([-1.0, -1.0, 1.0])
+    for turn, order in ((z @ x @ y, "false"), (z @ y @ x, "true")):
+        found = euler(parameters | {"ComputeZYX": [order]}).matrix
+        assert np.allclose(found[:3, :3], flip @ turn @ flip)
+        assert np.allclose(found[:3, 3], flip @ (centre + shift - turn @ centre))
+    with pytest.raises(ValueError, match="lone EulerTransform"):
+        euler(parameters | {"Transform": ["AffineTransform"]})
+
+
+def check_elastix():
+    truth = pose((10, -15, 8), (5, 8, -6))
+    case = one_bone(truth)
+    start = initialise(case, ELASTIX)
+    assert start.method == "labels (elastix)"
+    assert error(start.rigid, truth)[0] < 0.3
+    assert error(start.rigid, initialise(case, LABELS).rigid)[0] < 0.3
+
+
+@pytest.mark.elastix
+@pytest.mark.skipif(shutil.which("elastix") is None, reason="the elastix program is not on the PATH")
+def test_elastix_program_agrees(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_elastix()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.elastix
+@pytest.mark.skipif(not has_package(), reason="itk-elastix is not installed (the [elastix] extra)")
+def test_elastix_package_agrees(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    check_elastix()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_elastix_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("osteomorph.start_elastix.has_package", lambda: False)
+    with pytest.raises(InputError, match=r"pip install \"osteomorph\[elastix\]\".*PATH.*core"):
+        initialise(one_bone(Rigid.identity()), ELASTIX)
+
+
+def test_what_elastix_complains_of_is_passed_on(tmp_path, monkeypatch):
+    program = tmp_path / "elastix"
+    program.write_text("#!/bin/sh\necho 'Description: too many samples'\necho 'Errors occurred!'\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StartError, match=r"elastix failed \(Description: too many samples\)"):
+        initialise(one_bone(Rigid.identity()), ELASTIX)
+
+
+# -- images -------------------------------------------------------------------------------------------------------------
+def torso(points_mm: torch.Tensor) -> torch.Tensor:
+    """Tissue numbers of a made-up torso: 0 air, 1 fat, 2 muscle, 3 bone, 4 organ."""
+    x, y, z = points_mm
+    tissue = torch.zeros_like(x)
+    tissue[(x / 62) ** 2 + (y / 44) ** 2 < 1] = 1
+    tissue[(x / 54) ** 2 + ((y + 2) / 37) ** 2 < 1] = 2
+    tissue[((x - 24) / 17) ** 2 + ((y - 12) / 13) ** 2 + ((z - 14) / 22) ** 2 < 1] = 4
+    tissue[((x + 28) / 12) ** 2 + ((y - 8) / 15) ** 2 + ((z + 20) / 15) ** 2 < 1] = 1
+    column = (z - 26 * torch.round(z / 26)).abs() < 10
+    tissue[(x**2 + (y + 16) ** 2 < 14**2) & column] = 3
+    tissue[(x.abs() < 4) & ((y + 34).abs() < 6) & column] = 3
+    return tissue
+
+
+MR, CT = torch.tensor([0.02, 0.9, 0.45, 0.2, 0.65]), torch.tensor([0.0, 0.3, 0.42, 0.95, 0.5])
+
+
+def torso_on(grid: Grid, into_shape: Rigid, contrast: torch.Tensor, seed: int = 0) -> Image:
+    tissue = torso(into_shape(grid.points(torch.float64).flatten(1))).long()
+    noise = 0.03 * torch.randn(grid.voxels, generator=torch.Generator().manual_seed(seed))
+    return Image((contrast[tissue] + noise).clamp(0, 1).reshape(1, *grid.shape), grid)
+
+
+BOX = grid_about((0, 0, 0), 150.0, (3.0, 3.0, 3.0))
+
+
+def two_contrasts(truth: Rigid, moving: Grid = BOX) -> Case:
+    return Case(torso_on(BOX, Rigid.identity(), MR), torso_on(moving, truth.inverse(), CT, seed=1))
+
+
+@pytest.mark.parametrize(("turn", "shift"), [((3, 2, -4), (4, 5, 6)), ((10, -8, 7), (12, -9, 10))])
+def test_images_give_the_pose_across_contrasts(turn, shift):
+    truth = pose(turn, shift)
+    start = initialise(two_contrasts(truth), IMAGES)
+    distance, angle = error(start.rigid, truth, reach_mm=40.0)
+    assert distance < 1.5
+    assert angle < 1.5
+    assert start.method == "images"
+    assert start.score > 0.2
+
+
+def test_images_in_different_frames_need_to_be_told():
+    truth = pose((4, -3, 6), (900, 0, 0))
+    case = two_contrasts(truth, grid_about((900, 0, 0), 150.0, (3.0, 3.0, 3.0)))
+    with pytest.raises(StartError, match=r"do not overlap.*different frames.*--initial centres"):
+        initialise(case, IMAGES)
+    assert error(initialise(case, IMAGES, from_centres=True).rigid, truth, 40.0)[0] < 1.5
+
+
+def test_a_shorter_field_of_view_finds_its_place():
+    """The moving image shows the lower half; centres of the two fields of view are 30 mm apart."""
+    truth = pose((4, -3, 6), (5, 0, 8))
+    case = two_contrasts(truth, grid_about((5, 0, -22), 150.0, (3.0, 3.0, 3.0)).padded((0, 0, -10), (0, 0, -10)))
+    assert error(initialise(case, IMAGES).rigid, truth, 40.0)[0] < 1.5
+
+
+def test_noise_is_refused():
+    case = two_contrasts(Rigid.identity())
+    noise = case.moving.with_data(torch.rand(1, *BOX.shape, generator=torch.Generator().manual_seed(2)))
+    with pytest.raises(StartError, match=r"failed: mutual information 0\.0.*random poses"):
+        initialise(replace(case, moving=noise), IMAGES)
+
+
+def test_a_start_that_the_images_leave_open_is_warned_of():
+    """Shells of a ball look alike however it is turned."""
+    radius = BOX.points().flatten(1).norm(dim=0).reshape(1, *BOX.shape)
+    ball = Image(torch.where(radius < 70, 0.5 + 0.4 * torch.cos(radius / 8), 0.0), BOX)
+    start = initialise(Case(ball, ball), IMAGES)
+    assert any("ambiguous" in warning for warning in start.warnings)
+
+
+def test_masks_weigh_the_images():
+    """A bright block that stayed behind, as a table would, misleads until it is masked."""
+    truth = pose((0, 0, 0), (0, 0, 12))
+    case = two_contrasts(truth)
+    block = torch.zeros(1, *BOX.shape, dtype=torch.bool)
+    block[:, 5:45, 5:45, ::8] = True
+    case = replace(
+        case,
+        fixed=case.fixed.with_data(torch.where(block, 1.0, case.fixed.data)),
+        moving=case.moving.with_data(torch.where(block, 1.0, case.moving.data)),
+    )
+    free = Image((~block).float(), BOX)
+    masked = replace(case, fixed_mask=free, moving_mask=free)
+    assert error(initialise(masked, IMAGES).rigid, truth, 40.0)[0] < 2.0
+    assert error(initialise(case, IMAGES).rigid, truth, 40.0)[0] > 5.0
+
+
+def test_same_seed_same_bytes():
+    case = two_contrasts(pose((3, 2, -4), (4, 5, 6)))
+    assert np.array_equal(initialise(case, IMAGES).rigid.matrix, initialise(case, IMAGES).rigid.matrix)
+    assert torch.get_num_threads() == 2
+
+
+def test_labels_asked_for_in_vain_are_warned_of():
+    start = initialise(two_contrasts(pose((3, 2, -4), (4, 5, 6))), InitialisePlan(labels=(5,), spacings_mm=(8.0,)))
+    assert start.method == "images"
+    assert "labels of both images" in start.warnings[0]
+
+
+# -- none ---------------------------------------------------------------------------------------------------------------
+def test_none_takes_the_headers_at_their_word():
+    plan = InitialisePlan(method="none")
+    assert np.array_equal(initialise(two_contrasts(Rigid.identity()), plan).rigid.matrix, np.eye(4))
+    apart = two_contrasts(Rigid.identity(), grid_about((400, 0, 0), 150.0, (3.0, 3.0, 3.0)))
+    with pytest.raises(StartError, match="do not overlap"):
+        initialise(apart, plan)
