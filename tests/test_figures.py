@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import oblique_grid
+from conftest import GRIDS, oblique_grid
 from matplotlib.image import imread
 
 from osteomorph.figures import VIEWS, overlay, slice_plane
@@ -22,7 +22,9 @@ def test_each_side_is_drawn_at_its_letter(grid, plane):
             continue
         ramp = torch.einsum("a,aijk->ijk", torch.tensor(direction, dtype=torch.float64), grid.points(torch.float64))
         part = slice_plane(ramp, grid, plane, grid.centre_mm)
-        top, bottom, left, right = (edge.mean() for edge in (part.values[0], part.values[-1], part.values[:, 0], part.values[:, -1]))
+        top, bottom, left, right = (
+            edge.mean() for edge in (part.values[0], part.values[-1], part.values[:, 0], part.values[:, -1])
+        )
         brighter = {"top": top > bottom, "bottom": bottom > top, "left": left > right, "right": right > left}
         assert brighter[("top", "bottom", "left", "right")[part.letters.index(letter)]]
 
@@ -68,7 +70,9 @@ def pictures(grid):
     return image, Labels(bone.to(torch.int16) * 23, grid)
 
 
-def test_overlay_with_and_without_labels(grid, tmp_path):
+@pytest.mark.parametrize("name", ["oblique", "sagittal"])
+def test_overlay_with_and_without_labels(name, tmp_path):
+    grid = GRIDS[name]
     image, labels = pictures(grid)
     bare = overlay(tmp_path / "bare.png", image, image, image)
     vectors = grid.points() * 0.02

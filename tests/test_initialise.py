@@ -21,7 +21,8 @@ from osteomorph.start_labels import procrustes
 from osteomorph.transforms import Rigid
 
 LABELS = InitialisePlan(method="labels")
-IMAGES = InitialisePlan(method="images", spacings_mm=(8.0, 4.0))
+IMAGES = InitialisePlan(method="images", spacings_mm=(8.0, 5.0))
+COARSE = InitialisePlan(method="images", spacings_mm=(8.0,))
 
 
 def grid_about(centre_mm, size_mm=70.0, spacing=(1.0, 1.0, 1.0), angles=(0, 0, 0)) -> Grid:
@@ -48,11 +49,11 @@ def error(found: Rigid, truth: Rigid, reach_mm: float = 15.0) -> tuple[float, fl
 
 # -- labels -------------------------------------------------------------------------------------------------------------
 def vertebra(points_mm: torch.Tensor) -> torch.Tensor:
-    """A body, an arch and a spinous process, without symmetry but left to right."""
+    """A body, an arch and a spinous process: ellipsoids, as flat faces would fall between voxels."""
     x, y, z = points_mm
-    body = ((x / 14) ** 2 + ((y - 6) / 10) ** 2) ** 2 + (z / 9) ** 4 < 1
-    arch = (x.abs() < 20) & ((y + 7).abs() < 4) & ((z - 2).abs() < 3.5)
-    process = (x.abs() < 3.5) & ((y + 17).abs() < 8) & ((z + 3).abs() < 5)
+    body = (x / 14) ** 2 + ((y - 6) / 10) ** 2 + (z / 9) ** 2 < 1
+    arch = (x / 21) ** 2 + ((y + 7) / 5) ** 2 + ((z - 2) / 4.5) ** 2 < 1
+    process = (x / 4) ** 2 + ((y + 15) / 10) ** 2 + ((z + 3) / 6) ** 2 < 1
     return body | arch | process
 
 
@@ -136,13 +137,12 @@ def test_procrustes_leaves_a_row_of_centroids_untwisted():
     assert np.allclose(procrustes(row, row, np.ones(3)), np.eye(3), atol=1e-9)
     turn = Rotation.from_rotvec([0.0, 0.3, 0.0]).as_matrix()
     cloud = np.array([[10.0, -4.0, -6.0], [-9.0, 7.0, 2.0], [-30.0, 3.0, 27.0]])
-    assert Rigid(pose((0, 0, 0), (0, 0, 0)).matrix).angle_deg == 0
-    assert np.allclose(procrustes(cloud, turn @ cloud, np.ones(3)), turn, atol=2e-3)
+    assert np.allclose(procrustes(cloud, turn @ cloud, np.ones(3)), turn, atol=0.01)
 
 
 def test_only_the_named_label_counts():
     """As in the thesis, which starts on L5 alone: the other bone has moved elsewhere."""
-    truth, other = pose((6, -9, 4), (5, 8, -6)), pose((0, 0, 0), (5, 8, 12))
+    truth, other = pose((6, -9, 4), (5, 8, -6)), pose((0, 0, 0), (5, 8, -2))
     fixed = grid_about((0, 0, 20), 110.0)
     up = pose((0, 0, 0), (0, 0, -40))
     case = labelled(
@@ -276,8 +276,8 @@ def torso(points_mm: torch.Tensor) -> torch.Tensor:
 MR, CT = torch.tensor([0.02, 0.9, 0.45, 0.2, 0.65]), torch.tensor([0.0, 0.3, 0.42, 0.95, 0.5])
 
 
-def torso_on(grid: Grid, into_shape: Rigid, contrast: torch.Tensor, seed: int = 0) -> Image:
-    tissue = torso(into_shape(grid.points(torch.float64).flatten(1))).long()
+def torso_on(grid: Grid, into_shape: Rigid, contrast: torch.Tensor, seed: int = 0, shape=torso) -> Image:
+    tissue = shape(into_shape(grid.points(torch.float64).flatten(1))).long()
     noise = 0.03 * torch.randn(grid.voxels, generator=torch.Generator().manual_seed(seed))
     return Image((contrast[tissue] + noise).clamp(0, 1).reshape(1, *grid.shape), grid)
 
@@ -285,8 +285,8 @@ def torso_on(grid: Grid, into_shape: Rigid, contrast: torch.Tensor, seed: int = 
 BOX = grid_about((0, 0, 0), 150.0, (3.0, 3.0, 3.0))
 
 
-def two_contrasts(truth: Rigid, moving: Grid = BOX) -> Case:
-    return Case(torso_on(BOX, Rigid.identity(), MR), torso_on(moving, truth.inverse(), CT, seed=1))
+def two_contrasts(truth: Rigid, moving: Grid = BOX, shape=torso) -> Case:
+    return Case(torso_on(BOX, Rigid.identity(), MR, 0, shape), torso_on(moving, truth.inverse(), CT, 1, shape))
 
 
 @pytest.mark.parametrize(("turn", "shift"), [((3, 2, -4), (4, 5, 6)), ((10, -8, 7), (12, -9, 10))])
@@ -319,37 +319,37 @@ def test_noise_is_refused():
     case = two_contrasts(Rigid.identity())
     noise = case.moving.with_data(torch.rand(1, *BOX.shape, generator=torch.Generator().manual_seed(2)))
     with pytest.raises(StartError, match=r"failed: mutual information 0\.0.*random poses"):
-        initialise(replace(case, moving=noise), IMAGES)
+        initialise(replace(case, moving=noise), COARSE)
 
 
 def test_a_start_that_the_images_leave_open_is_warned_of():
-    """Shells of a ball look alike however it is turned."""
-    radius = BOX.points().flatten(1).norm(dim=0).reshape(1, *BOX.shape)
-    ball = Image(torch.where(radius < 70, 0.5 + 0.4 * torch.cos(radius / 8), 0.0), BOX)
-    start = initialise(Case(ball, ball), IMAGES)
+    """A stack of equal vertebrae, of which the moving image shows the middle part: one level up or down is as good."""
+
+    def spine(points_mm):
+        x, y, z = points_mm
+        column = (z - 40 * torch.round(z / 40)).abs() < 14
+        round_ = (x / 50) ** 2 + (y / 35) ** 2 < 1
+        return round_ * (2 + 1.0 * ((x**2 + (y + 12) ** 2 < 15**2) & column))
+
+    case = two_contrasts(Rigid.identity(), BOX.padded((0, 0, -13)), shape=spine)
+    start = initialise(case, COARSE)
     assert any("ambiguous" in warning for warning in start.warnings)
 
 
-def test_masks_weigh_the_images():
-    """A bright block that stayed behind, as a table would, misleads until it is masked."""
-    truth = pose((0, 0, 0), (0, 0, 12))
-    case = two_contrasts(truth)
-    block = torch.zeros(1, *BOX.shape, dtype=torch.bool)
-    block[:, 5:45, 5:45, ::8] = True
-    case = replace(
-        case,
-        fixed=case.fixed.with_data(torch.where(block, 1.0, case.fixed.data)),
-        moving=case.moving.with_data(torch.where(block, 1.0, case.moving.data)),
-    )
-    free = Image((~block).float(), BOX)
-    masked = replace(case, fixed_mask=free, moving_mask=free)
-    assert error(initialise(masked, IMAGES).rigid, truth, 40.0)[0] < 2.0
-    assert error(initialise(case, IMAGES).rigid, truth, 40.0)[0] > 5.0
+@pytest.mark.parametrize("lower", [True, False])
+def test_masks_weigh_the_images(lower):
+    """Two halves that moved apart: the start follows the half that the mask leaves."""
+    poses = (pose((0, 0, 0), (0, 10, -8)), pose((0, 0, 0), (0, -6, 9)))
+    below, above = (two_contrasts(one) for one in poses)
+    half = BOX.points()[2:] < 0
+    case = replace(below, moving=below.moving.with_data(torch.where(half, below.moving.data, above.moving.data)))
+    case = replace(case, fixed_mask=Image((half == lower).float(), BOX))
+    assert error(initialise(case, IMAGES).rigid, poses[0 if lower else 1], 20.0)[0] < 2.0
 
 
 def test_same_seed_same_bytes():
     case = two_contrasts(pose((3, 2, -4), (4, 5, 6)))
-    assert np.array_equal(initialise(case, IMAGES).rigid.matrix, initialise(case, IMAGES).rigid.matrix)
+    assert np.array_equal(initialise(case, COARSE).rigid.matrix, initialise(case, COARSE).rigid.matrix)
     assert torch.get_num_threads() == 2
 
 

@@ -12,8 +12,8 @@ from osteomorph.refine import cubic_matrix, refine
 from osteomorph.resampling import resample
 from osteomorph.transforms import Displacement, Rigid
 
-LEVELS = (Level(control_mm=12, iterations=40, step_mm=0.5, stride=2),)
-BRIEF = (Level(control_mm=12, iterations=6, step_mm=0.5, stride=2),)
+LEVELS = (Level(control_mm=12, iterations=40, step_mm=0.5, samples=5_000),)
+BRIEF = (Level(control_mm=12, iterations=6, step_mm=0.5, samples=5_000),)
 
 
 def blobs(grid: Grid, seed: int = 0) -> Image:

@@ -23,7 +23,7 @@ PLAN = Plan(
     prepare=PreparePlan(spacing_mm=2.0),
     initialise=InitialisePlan(method="none"),
     refine=RefinePlan(
-        levels=(Level(control_mm=14, iterations=20, step_mm=0.6, stride=2),),
+        levels=(Level(control_mm=14, iterations=20, step_mm=0.6, samples=5_000),),
         weights=Weights(mutual_information=1.0, bending=5.0, rigidity=1.0),
     ),
     seed=1,

@@ -20,7 +20,11 @@ from osteomorph.image import Image, Labels
 
 Plane = Literal["sagittal", "coronal", "axial"]
 
-VIEWS: dict[Plane, tuple[str, str, str]] = {"sagittal": ("LR", "SI", "AP"), "coronal": ("PA", "SI", "RL"), "axial": ("IS", "AP", "RL")}
+VIEWS: dict[Plane, tuple[str, str, str]] = {
+    "sagittal": ("LR", "SI", "AP"),
+    "coronal": ("PA", "SI", "RL"),
+    "axial": ("IS", "AP", "RL"),
+}
 """Axis across the plane; then top to bottom and left to right as radiologists look: the patient's right, or front, on the left."""
 
 STYLES = {"fixed": ("#1fbf3f", "-"), "moving": ("#ff3b30", ":"), "moved": ("#ffd60a", "--")}
@@ -92,7 +96,9 @@ def overlay(
     length = displacement.double().norm(dim=0) if displacement is not None else None
     count = len(columns) + (length is not None)
     heights = [_extent(slice_plane(fixed.data[0], grid, plane, at_mm)) for plane in VIEWS]
-    figure = Figure(figsize=(2.6 * count + 0.6, 0.5 + sum(2.6 * h / w for h, w in heights)), facecolor="black", layout="constrained")
+    figure = Figure(
+        figsize=(2.6 * count + 0.6, 0.5 + sum(2.6 * h / w for h, w in heights)), facecolor="black", layout="constrained"
+    )
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, count, gridspec_kw={"height_ratios": [h / w for h, w in heights]})
     for row, plane in enumerate(VIEWS):
@@ -145,10 +151,14 @@ def _blend(ax: Axes, parts: list[Slice]) -> None:
 
 
 def _show(ax: Axes, part: Slice, colours: str, low: float, high: float):  # type: ignore[no-untyped-def]
-    shown = ax.imshow(part.values, cmap=colours, vmin=low, vmax=high, aspect=part.size_mm[0] / part.size_mm[1], interpolation="nearest")
+    shown = ax.imshow(
+        part.values, cmap=colours, vmin=low, vmax=high, aspect=part.size_mm[0] / part.size_mm[1], interpolation="nearest"
+    )
     ax.set_axis_off()
     for letter, x, y in zip(part.letters, (0.5, 0.5, 0.03, 0.97), (0.97, 0.03, 0.5, 0.5), strict=True):
-        ax.text(x, y, letter, transform=ax.transAxes, color="#8ecbff", fontsize=8, ha="center", va="center", path_effects=OUTLINE)
+        ax.text(
+            x, y, letter, transform=ax.transAxes, color="#8ecbff", fontsize=8, ha="center", va="center", path_effects=OUTLINE
+        )
     return shown
 
 
@@ -158,7 +168,15 @@ def _contour(ax: Axes, labels: Labels | None, plane: Plane, at_mm: np.ndarray, c
     part = slice_plane(labels.data[0], labels.grid, plane, at_mm)
     for label in np.unique(part.values[part.values != 0]):
         mask = np.pad((part.values == label).astype(np.float32), 1)
-        ax.contour(np.arange(-1, mask.shape[1] - 1), np.arange(-1, mask.shape[0] - 1), mask, [0.5], colors=[colour], linestyles=[line], linewidths=1.1)
+        ax.contour(
+            np.arange(-1, mask.shape[1] - 1),
+            np.arange(-1, mask.shape[0] - 1),
+            mask,
+            [0.5],
+            colors=[colour],
+            linestyles=[line],
+            linewidths=1.1,
+        )
     ax.set_xlim(-0.5, part.values.shape[1] - 0.5)
     ax.set_ylim(part.values.shape[0] - 0.5, -0.5)
 

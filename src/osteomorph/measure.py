@@ -160,7 +160,12 @@ def measure(transform: Transform, case: Case, truth: Transform | None = None, bo
     for label in sorted(known):
         row: dict[str, Any] = {"label": label, "name": _name(label, case)}
         mask = region.mask([label])
-        if case.fixed_labels is not None and pulled is not None and _in(label, case.fixed_labels) and _in(label, case.moving_labels):
+        if (
+            case.fixed_labels is not None
+            and pulled is not None
+            and _in(label, case.fixed_labels)
+            and _in(label, case.moving_labels)
+        ):
             row |= _overlap(pulled.mask([label]), mask, grid.spacing_mm)
         if mask.any():
             row["det_mean"], row["det_sd"] = jacobian_statistics(vectors, grid, mask)
@@ -222,7 +227,11 @@ def _spread(name: str, error: Tensor) -> dict[str, float]:
     if not error.numel():
         return {}
     values = error.numpy()
-    return {f"{name}_mean_mm": float(values.mean()), f"{name}_p95_mm": float(np.percentile(values, 95)), f"{name}_max_mm": float(values.max())}
+    return {
+        f"{name}_mean_mm": float(values.mean()),
+        f"{name}_p95_mm": float(np.percentile(values, 95)),
+        f"{name}_max_mm": float(values.max()),
+    }
 
 
 def _soft(bone: Tensor, body: Tensor, grid: Grid) -> Tensor:

@@ -69,8 +69,8 @@ class Level(_Stage):
     """Steps of Adam."""
     step_mm: float = Field(gt=0)
     """Step length at the start of the level; it decays to a fifth."""
-    stride: int = Field(default=4, ge=1)
-    """Every stride-th voxel is looked at, from a new offset each iteration."""
+    samples: int = Field(default=40_000, ge=1)
+    """About how many voxels are looked at: a lattice, from a new offset each iteration."""
     smooth_mm: float = Field(default=0.0, ge=0)
     """Gaussian smoothing of both images before this level."""
     bending_factor: float = Field(default=1.0, ge=0)

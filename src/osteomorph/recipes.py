@@ -6,9 +6,9 @@ from osteomorph.errors import InputError
 from osteomorph.plan import InitialisePlan, Level, Plan, PreparePlan, RefinePlan, Weights
 
 THESIS_LEVELS = (
-    Level(control_mm=16, iterations=60, step_mm=1.0, stride=4, smooth_mm=2.0),
-    Level(control_mm=8, iterations=60, step_mm=0.5, stride=3, smooth_mm=1.0),
-    Level(control_mm=4, iterations=60, step_mm=0.25, stride=2),
+    Level(control_mm=16, iterations=60, step_mm=1.0, samples=150_000, smooth_mm=2.0),
+    Level(control_mm=8, iterations=60, step_mm=0.5, samples=300_000, smooth_mm=1.0),
+    Level(control_mm=4, iterations=60, step_mm=0.25, samples=1_000_000),
 )
 
 

@@ -46,15 +46,16 @@ def refine(
         control = torch.zeros(basis.shape, dtype=vectors.dtype, device=vectors.device, requires_grad=True)
         optimiser = torch.optim.Adam([control], lr=level.step_mm, betas=(0.9, 0.99), eps=1e-12)
         memo: dict[object, object] = {}
+        stride = max(1, round((case.fixed.grid.voxels / level.samples) ** (1 / 3)))
         for step in range(level.iterations):
             for group in optimiser.param_groups:
                 group["lr"] = level.step_mm * (1 - (1 - FINAL_STEP) * step / level.iterations)
-            offset = torch.randint(level.stride, (3,), generator=generator).tolist()
+            offset = torch.randint(stride, (3,), generator=generator).tolist()
             warp = Displacement(_integrate(vectors + basis(control), grid, plan), grid)
             alignment = Alignment(
                 looked_at,
                 warp,
-                stride=level.stride,
+                stride=stride,
                 offset=(offset[0], offset[1], offset[2]),
                 rigid_labels=rigid_labels,
                 rigid_frame=_frame(plan, case),

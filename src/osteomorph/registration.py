@@ -167,7 +167,7 @@ class Registration:
         if self.case.fixed_labels is not None and self.moved_labels is not None:
             spacing = self.case.fixed.grid.spacing_mm
             for label in sorted(set(self.case.fixed_labels.ids()) & set(self.moved_labels.ids())):
-                a, b = (m.data[0].numpy() == label for m in (self.case.fixed_labels, self.moved_labels))
+                a, b = (m.data == label for m in (self.case.fixed_labels, self.moved_labels))
                 name = self.case.fixed_labels.name(label)
                 out.setdefault("dice", {})[name] = dice(a, b)
                 out.setdefault("hd99_mm", {})[name] = hausdorff(a, b, spacing, 99.0)

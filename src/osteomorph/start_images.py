@@ -24,8 +24,8 @@ STEPS = 30
 """Of the optimiser at each resolution."""
 COARSE_SAMPLES, SAMPLES = 6_000, 30_000
 """Voxels looked at in a step: at the coarsest resolution for each of many poses, then for a few."""
-KEPT = 3
-"""Poses that go on from the coarsest resolution."""
+KEPT = 4
+"""Poses that go on from the coarsest resolution, half a voxel or more from each other."""
 LEAST_OVERLAP = 0.3
 """Share of the smaller body that has to lie in the other."""
 CHANCE_POSES = 24
@@ -58,16 +58,12 @@ def _search(pairs: list[Pair], seed: int, from_centres: bool) -> Found:
     poses = _first_poses(pairs[0], from_centres)
     warnings: list[str] = []
     for rank, pair in enumerate(pairs):
-        coarsest = rank == 0
+        coarsest, decides = rank == 0, rank == min(1, len(pairs) - 1)
         poses = climb(pair, poses, STEPS, COARSE_SAMPLES if coarsest else SAMPLES, seed, with_overlap=coarsest)
-        poses, scores = _ranked(pair, poses, seed)
-        if rank == min(1, len(pairs) - 1) and len(poses) > 1 and scores[1] > RIVAL * scores[0]:
-            apart = _apart_mm(poses[1:2], poses[0], pair)[0]
-            warnings.append(
-                f"The rigid start is ambiguous: a pose {apart:.0f} mm away is nearly as good "
-                f"({scores[1] / scores[0]:.0%}). Check the overlay, or give labels of both images."
-            )
-        poses = poses[: KEPT if coarsest else 1]
+        poses, scores = _ranked(pair, poses, seed, with_overlap=coarsest)
+        if decides:
+            warnings += _rivals(pair, poses, scores)
+            poses = poses[:1]
     score, gain = _against_chance(pairs[-1], poses, seed)
     if gain < GOOD_GAIN:
         warnings.append(
@@ -107,15 +103,15 @@ def _first_poses(pair: Pair, from_centres: bool) -> Poses:
     return torch.cat([about(turn[None], (guess + step)[None], centre) for guess in guesses for turn, step in steps])
 
 
-def _ranked(pair: Pair, poses: Poses, seed: int) -> tuple[Poses, list[float]]:
-    """The poses that differ, best first, with mutual information times overlap; those that hardly overlap are out."""
+def _ranked(pair: Pair, poses: Poses, seed: int, with_overlap: bool) -> tuple[Float[Tensor, "kept 4 4"], list[float]]:
+    """The poses that differ, best first, and their mutual information; those that hardly overlap are out."""
     with torch.no_grad():
         information, overlap = pair.alike(poses, pair.choose(SAMPLES, torch.Generator().manual_seed(seed)))
-    scores = information * overlap * (overlap >= LEAST_OVERLAP)
+    scores = information * (overlap >= LEAST_OVERLAP) * (overlap if with_overlap else 1.0)
     kept: list[int] = []
     for k in torch.argsort(scores, descending=True).tolist():
-        far = _apart_mm(poses[kept], poses[k], pair) > APART_MM
-        if scores[k] > 0 and bool(far.all()) and len(kept) < KEPT:
+        differs = bool((_apart_mm(poses[kept], poses[k], pair) > pair.spacing_mm / 2).all())
+        if scores[k] > 0 and differs and len(kept) < KEPT:
             kept.append(k)
     if not kept:
         raise StartError(
@@ -123,6 +119,17 @@ def _ranked(pair: Pair, poses: Poses, seed: int) -> tuple[Poses, list[float]]:
             f"{LEAST_OVERLAP:.0%}. Give labels of both images, or a transform (--initial TRANSFORM)."
         )
     return poses[kept], scores[kept].tolist()
+
+
+def _rivals(pair: Pair, poses: Poses, scores: list[float]) -> list[str]:
+    """A warning where a pose far from the best one is nearly as good."""
+    for apart, score in zip(_apart_mm(poses, poses[0], pair).tolist(), scores, strict=True):
+        if apart > APART_MM and score > RIVAL * scores[0]:
+            return [
+                f"The rigid start is ambiguous: a pose {apart:.0f} mm away has {score / scores[0]:.0%} of its mutual "
+                "information. Check the overlay, or give labels of both images."
+            ]
+    return []
 
 
 def _apart_mm(poses: Poses, other: Float[Tensor, "4 4"], pair: Pair) -> Float[Tensor, " b"]:

@@ -31,7 +31,7 @@ def bone_points(pair, label, within_mm=0.0):
 @pytest.mark.parametrize("label", BONES)
 def test_truth_is_rigid_in_bone_and_a_margin(pair, label):
     points = bone_points(pair, label, MARGIN_MM)
-    assert points.shape[1] > 300
+    assert points.shape[1] > 150
     assert float((pair.truth(points) - Rigid(pair.poses[label])(points)).norm(dim=0).max()) < 1e-6
     matrix, largest, _ = fit_rigid(points, pair.truth(points))
     assert largest < 1e-6
@@ -50,11 +50,10 @@ def test_bones_move_against_each_other(pair):
         assert 0.3 < relative.angle_deg < 6
 
 
-def test_scanners_lie_apart_as_asked():
+def test_scanners_lie_apart_as_asked(pair):
     together = phantom.phantom(0, spacing_mm=6.0, offset_deg=0.0, offset_mm=0.0)
-    apart = phantom.phantom(0, spacing_mm=6.0, offset_deg=4.0, offset_mm=6.0)
     for label in BONES:
-        offset = Rigid(apart.poses[label] @ np.linalg.inv(together.poses[label]))
+        offset = Rigid(pair.poses[label] @ np.linalg.inv(together.poses[label]))
         assert offset.angle_deg == pytest.approx(4.0, abs=1e-6)
         centre = torch.as_tensor(phantom.CENTRE_MM)[:, None]
         assert float((offset(centre) - centre).norm()) == pytest.approx(6.0, abs=1e-6)
@@ -114,7 +113,7 @@ def test_labels_are_the_bones(pair):
 
 def test_bones_do_not_touch(pair):
     grid = pair.case.fixed.grid
-    points = grid.resampled(1.2).points(torch.float64).flatten(1)
+    points = grid.resampled(2.0).points(torch.float64).flatten(1)
     two = torch.stack([pair.truth.distance(k, points) for k in BONES]).sort(dim=0).values[:2]
     assert float(two.sum(0).min()) > 1.2
     rest = torch.stack([pair.truth.anatomy.bone(k, points, 3.0) for k in BONES]).sort(dim=0).values[:2]

@@ -57,7 +57,11 @@ def ellipsoid(points: Points, centre: Sequence[Real], half: Sequence[Real]) -> D
 
 
 def strut(
-    points: Points, start: Sequence[Real], end: Sequence[Real], radius: tuple[Real, Real], half_height: tuple[Real, Real] = (0, 0)
+    points: Points,
+    start: Sequence[Real],
+    end: Sequence[Real],
+    radius: tuple[Real, Real],
+    half_height: tuple[Real, Real] = (0, 0),
 ) -> Distance:
     """A bar from start to end, rounded, drawn out along z by half_height to a plate; both may taper."""
     a, axis = _column(points, *start), _column(points, *end) - _column(points, *start)
@@ -278,7 +282,9 @@ class Anatomy:
             lower, upper = self.bones[below], self.bones[above]
             centre = (lower.at(0, 0, b.half_height) + upper.at(0, 0, -b.half_height)) / 2
             place = np.eye(4)
-            place[:3, :3] = Rotation.concatenate([Rotation.from_matrix(v.place[:3, :3]) for v in (lower, upper)]).mean().as_matrix()
+            place[:3, :3] = (
+                Rotation.concatenate([Rotation.from_matrix(v.place[:3, :3]) for v in (lower, upper)]).mean().as_matrix()
+            )
             place[:3, 3] = centre
             x, y, z = Vertebra(b, 0, place).local(points)
             y = y + 3.5 * (x / b.half_width).square() - 1.2
@@ -309,7 +315,15 @@ class Anatomy:
             kidney = ellipsoid(points, (sign * 62, 6, height), (20, 23, 40))
             pelvis = ellipsoid(points, (sign * 54, 10, height), (10, 9, 20))
             out += [("kidney", kidney), ("fat", pelvis)]
-        loops = ((34, 50, 22, 15), (-30, 56, 8, 17), (8, 60, -22, 14), (44, 44, -28, 17), (-46, 42, -36, 15), (-50, 46, 34, 13), (4, 57, 40, 15))
+        loops = (
+            (34, 50, 22, 15),
+            (-30, 56, 8, 17),
+            (8, 60, -22, 14),
+            (44, 44, -28, 17),
+            (-46, 42, -36, 15),
+            (-50, 46, 34, 13),
+            (4, 57, 40, 15),
+        )
         for u, v, w, r in loops:
             loop = ellipsoid(points, (u, v, w), (r * 1.25, r, r * 1.1))
             out += [("muscle", loop), ("bowel", loop + 2.5)]

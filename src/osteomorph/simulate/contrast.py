@@ -47,7 +47,7 @@ CT = {  # Hounsfield units
 
 MR = {  # arbitrary units
     "skin": Look(250.0, 0.0, 30.0),
-    "fat": Look(690.0, 20.0, 40.0, 25.0),
+    "fat": Look(660.0, 20.0, 40.0, 25.0),
     "muscle": Look(225.0, -18.0, 14.0, 8.0, 34.0),
     "ligament": Look(70.0, 0.0, 10.0),
     "annulus": Look(120.0, 0.0, 20.0),
@@ -91,7 +91,9 @@ def texture(seed: int) -> Texture:
     return Texture(torch.as_tensor(np.stack(channels)), Grid(shape, affine))
 
 
-def render(anatomy: Anatomy, points: Float[Tensor, "3 n"], edge_mm: float, textures: Texture, modality: str) -> Float[Tensor, " n"]:
+def render(
+    anatomy: Anatomy, points: Float[Tensor, "3 n"], edge_mm: float, textures: Texture, modality: str
+) -> Float[Tensor, " n"]:
     """Values at anatomy-frame points; tissues pass into one another over ``edge_mm``. modality: ``"ct"`` or ``"mr"``."""
     return torch.cat([_render(anatomy, part, edge_mm, textures, modality) for part in points.float().split(CHUNK, dim=1)])
 

@@ -161,7 +161,9 @@ def jacobian(transform: Articulated, points: Float[Tensor, "3 n"], step_mm: floa
     return torch.stack(columns).permute(2, 1, 0)
 
 
-def soft_field(anatomy: Anatomy, poses: Mapping[int, np.ndarray], lattice: Grid, force: np.ndarray, soft_mm: float) -> np.ndarray:
+def soft_field(
+    anatomy: Anatomy, poses: Mapping[int, np.ndarray], lattice: Grid, force: np.ndarray, soft_mm: float
+) -> np.ndarray:
     """B-spline coefficients of u: bones prescribe P_k x - x; the part that ``force`` causes reaches ``soft_mm`` (99th percentile)."""
     points = lattice.points(torch.float64).flatten(1)
     prescribed = np.zeros((3, lattice.voxels))
@@ -189,7 +191,9 @@ def _laplacian(shape: tuple[int, int, int]) -> sparse.csr_matrix:
         difference = sparse.diags([-np.ones(n - 1), np.ones(n - 1)], [0, 1], shape=(n - 1, n))
         chains.append(difference.T @ difference)
     total = sparse.kron(sparse.kron(chains[0], ones[1]), ones[2])
-    total = total + sparse.kron(sparse.kron(ones[0], chains[1]), ones[2]) + sparse.kron(sparse.kron(ones[0], ones[1]), chains[2])
+    total = (
+        total + sparse.kron(sparse.kron(ones[0], chains[1]), ones[2]) + sparse.kron(sparse.kron(ones[0], ones[1]), chains[2])
+    )
     return sparse.csr_matrix(total)
 
 

@@ -98,7 +98,9 @@ def phantom(
             continue
         truth = _transform(parameters, anatomy, poses, size_mm)
         if all(motion.least_determinant(truth, points) > LEAST_DETERMINANT for points in (joints, around)):
-            return _render(parameters, anatomy, truth, _fixed_grid(spacing_mm, size_mm), _moving_grid(spacing_mm, size_mm, truth.offset))
+            return _render(
+                parameters, anatomy, truth, _fixed_grid(spacing_mm, size_mm), _moving_grid(spacing_mm, size_mm, truth.offset)
+            )
     raise ValueError(f"No phantom without folds or colliding bones in {DRAWS} draws of seed {seed}; ask for less motion.")
 
 
@@ -190,7 +192,9 @@ def _grid(axes: np.ndarray, spacing: np.ndarray, size: np.ndarray, centre_mm: np
     return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
 
 
-def _transform(parameters: Parameters, anatomy: Anatomy, poses: dict[int, np.ndarray], size_mm: tuple[float, float, float]) -> motion.Articulated:
+def _transform(
+    parameters: Parameters, anatomy: Anatomy, poses: dict[int, np.ndarray], size_mm: tuple[float, float, float]
+) -> motion.Articulated:
     lattice = _fixed_grid(motion.LATTICE_MM, size_mm).padded((3, 3, 3))  # the same for every voxel size
     noise = np.random.default_rng(parameters.seeds[0]).standard_normal((3, *lattice.shape))
     force = np.stack([ndimage.gaussian_filter(n, 3.0) for n in noise])
@@ -199,13 +203,17 @@ def _transform(parameters: Parameters, anatomy: Anatomy, poses: dict[int, np.nda
     return motion.Articulated(anatomy, poses, offset, coefficients, lattice)
 
 
-def _render(parameters: Parameters, anatomy: Anatomy, truth: motion.Articulated, fixed_grid: Grid, moving_grid: Grid) -> SimulatedPair:
+def _render(
+    parameters: Parameters, anatomy: Anatomy, truth: motion.Articulated, fixed_grid: Grid, moving_grid: Grid
+) -> SimulatedPair:
     textures = contrast.texture(parameters.seeds[1])
     fixed_at = truth.to_anatomy(fixed_grid.points(torch.float64).flatten(1))
     back = torch.as_tensor(np.linalg.inv(truth.offset))
     moving_at = back[:3, :3] @ moving_grid.points(torch.float64).flatten(1) + back[:3, 3, None]
     mr = contrast.render(anatomy, fixed_at, float(fixed_grid.spacing_mm.mean()), textures, "mr").unflatten(0, fixed_grid.shape)
-    ct = contrast.render(anatomy, moving_at, float(moving_grid.spacing_mm.mean()), textures, "ct").unflatten(0, moving_grid.shape)
+    ct = contrast.render(anatomy, moving_at, float(moving_grid.spacing_mm.mean()), textures, "ct").unflatten(
+        0, moving_grid.shape
+    )
     mr = contrast.mr_noise(mr, np.array(parameters.bias), 14.0, parameters.seeds[2])
     ct = contrast.ct_noise(ct, 16.0, parameters.seeds[3])
     body = (anatomy.body(fixed_at) < 0).to(torch.int16).unflatten(0, fixed_grid.shape)[None]
