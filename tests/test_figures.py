@@ -36,7 +36,7 @@ def test_radiological_convention(grid):
 
 
 def test_marker_lies_at_its_millimetre(grid):
-    """A voxel 2 right, 3 front, 2 up of the centre (in voxels along the nearest axes) is on the right, upper part of every plane."""
+    """A voxel 2 right, 3 front, 2 up of the centre in voxels is on the left, upper part of every plane."""
     index = (np.array(grid.shape) - 1) // 2
     steps = {"LR": ("R", 2), "PA": ("A", 3), "IS": ("S", 2)}
     for ends, (letter, count) in steps.items():

@@ -1,7 +1,9 @@
 """The rigid start finds known poses on labels, by elastix and on images, and says when it failed."""
 
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from osteomorph.errors import InputError, StartError
 from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
 from osteomorph.initialise import initialise
+from osteomorph.io import read_image
 from osteomorph.plan import InitialisePlan, PreparePlan
 from osteomorph.prepare import prepare
 from osteomorph.start_elastix import euler, has_package
@@ -357,6 +360,23 @@ def test_labels_asked_for_in_vain_are_warned_of():
     start = initialise(two_contrasts(pose((3, 2, -4), (4, 5, 6))), InitialisePlan(labels=(5,), spacings_mm=(8.0,)))
     assert start.method == "images"
     assert "labels of both images" in start.warnings[0]
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not os.environ.get("OSTEOMORPH_TEST_DATA"), reason="OSTEOMORPH_TEST_DATA names no folder of volumes")
+def test_a_real_scan_finds_itself_in_another_contrast():
+    """Its intensities turned round, two thirds of its length, 15 degrees and 20 mm away."""
+    scan = read_image(Path(os.environ["OSTEOMORPH_TEST_DATA"]) / "mr-lumbar-t2" / "02_mr.nii.gz")
+    fixed = prepare(Case(scan, scan), PreparePlan(spacing_mm=2.0)).fixed
+    centre = fixed.grid.centre_mm
+    truth = pose((9, -10, 7), (12, -10, 12), centre)
+    cut = fixed.grid.shape[0] // 3
+    grid = fixed.grid.padded((0, 0, 0), (-cut, 0, 0)).moved(truth.matrix)
+    other = 0.8 * torch.exp(-(((fixed.data - 0.4) / 0.2) ** 2)) + 0.2 * (1 - fixed.data)
+    start = initialise(Case(fixed, Image(other[:, :-cut].contiguous(), grid)), IMAGES)
+    back = Rigid(truth.inverse().matrix @ start.rigid.matrix)
+    assert np.linalg.norm(back.matrix[:3, :3] @ centre + back.matrix[:3, 3] - centre) < 2.0
+    assert back.angle_deg < 2.0
 
 
 # -- none ---------------------------------------------------------------------------------------------------------------

@@ -25,9 +25,13 @@ VIEWS: dict[Plane, tuple[str, str, str]] = {
     "coronal": ("PA", "SI", "RL"),
     "axial": ("IS", "AP", "RL"),
 }
-"""Axis across the plane; then top to bottom and left to right as radiologists look: the patient's right, or front, on the left."""
+"""Axis across the plane; then top to bottom and left to right as radiologists look (the patient's right, or front, is left)."""
 
-STYLES = {"fixed": ("#1fbf3f", "-"), "moving": ("#ff3b30", ":"), "moved": ("#ffd60a", "--")}
+STYLES: dict[str, tuple[str, Literal["-", ":", "--"]]] = {
+    "fixed": ("#1fbf3f", "-"),
+    "moving": ("#ff3b30", ":"),
+    "moved": ("#ffd60a", "--"),
+}
 """Colour and line of each label map: colours of the thesis, lines for those who cannot tell the colours apart."""
 
 OUTLINE = [withStroke(linewidth=2, foreground="black")]
@@ -168,15 +172,8 @@ def _contour(ax: Axes, labels: Labels | None, plane: Plane, at_mm: np.ndarray, c
     part = slice_plane(labels.data[0], labels.grid, plane, at_mm)
     for label in np.unique(part.values[part.values != 0]):
         mask = np.pad((part.values == label).astype(np.float32), 1)
-        ax.contour(
-            np.arange(-1, mask.shape[1] - 1),
-            np.arange(-1, mask.shape[0] - 1),
-            mask,
-            [0.5],
-            colors=[colour],
-            linestyles=[line],
-            linewidths=1.1,
-        )
+        row, column = (np.arange(n) - 1 for n in mask.shape)
+        ax.contour(column, row, mask, [0.5], colors=[colour], linestyles=[line], linewidths=1.1)
     ax.set_xlim(-0.5, part.values.shape[1] - 0.5)
     ax.set_ylim(part.values.shape[0] - 0.5, -0.5)
 

@@ -1,7 +1,7 @@
 """What a registration is measured by; each measure is defined once, in mm, on any grid.
 
-Overlap, surface distances and the Jacobian determinant are equations 4.1 to 4.6 of the thesis this package extends (H. van Ulsen,
-"Multi-modal deep learning based 3D image registration for osseous anatomies", section 4.1.2).
+Overlap, surface distances and the Jacobian determinant are equations 4.1 to 4.6 of the thesis this package extends
+(H. van Ulsen, "Multi-modal deep learning based 3D image registration for osseous anatomies", section 4.1.2).
 """
 
 from typing import Any
@@ -227,11 +227,8 @@ def _spread(name: str, error: Tensor) -> dict[str, float]:
     if not error.numel():
         return {}
     values = error.numpy()
-    return {
-        f"{name}_mean_mm": float(values.mean()),
-        f"{name}_p95_mm": float(np.percentile(values, 95)),
-        f"{name}_max_mm": float(values.max()),
-    }
+    spread = {"mean": values.mean(), "p95": np.percentile(values, 95), "max": values.max()}
+    return {f"{name}_{key}_mm": float(value) for key, value in spread.items()}
 
 
 def _soft(bone: Tensor, body: Tensor, grid: Grid) -> Tensor:

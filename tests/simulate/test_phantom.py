@@ -1,6 +1,7 @@
 """The phantom keeps what it promises: exact rigid bones, no folds, an inverse, the same pair from the same seed."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_truth_keeps_the_type_of_points(pair):
 
 
 def test_bones_move_against_each_other(pair):
-    for lower, upper in zip(BONES, BONES[1:], strict=False):
+    for lower, upper in pairwise(BONES):
         relative = Rigid(np.linalg.inv(pair.poses[lower]) @ pair.poses[upper])
         assert 0.3 < relative.angle_deg < 6
 

@@ -7,6 +7,7 @@ the middle of its body and z along its axis. Every function takes points (3, n) 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import final
 
 import numpy as np
@@ -27,11 +28,25 @@ NAMES = {22: "L3", 23: "L4", 24: "L5"}
 BONES = (25, 24, 23, 22, 21)
 """From the sacrum up; 25 (S1) and 21 (L2) are cut by the field of view and carry no label."""
 
+CHUNK = 30_000
+"""Points taken at a time: small enough for the cache, and for torch to keep such short steps in one thread."""
+
 FAR_MM = 60.0
 """Distance reported for points beyond a bone's reach; nothing reads a distance that large."""
 
 JOINT_MM = 3.4
 """Least distance of two bones as they lie in the anatomy frame."""
+
+LOOPS = (
+    (34, 50, 22, 15),
+    (-30, 56, 8, 17),
+    (8, 60, -22, 14),
+    (44, 44, -28, 17),
+    (-46, 42, -36, 15),
+    (-50, 46, 34, 13),
+    (4, 57, 40, 15),
+)
+"""Middle and radius of every loop of bowel, mm in the anatomy frame."""
 
 
 # -- shapes ---------------------------------------------------------------------------------------------------------------
@@ -183,7 +198,7 @@ class Anatomy:
         tilts = dict(zip(BONES, b.lordosis_deg * np.array([1.0, 0.52, 0.2, 0.0, -0.08]), strict=True))
         centres: dict[int, np.ndarray] = {25: np.zeros(3)}
         axis = {k: np.array([0, np.sin(np.radians(t)), np.cos(np.radians(t))]) for k, t in tilts.items()}
-        for below, above in zip(BONES, BONES[1:], strict=False):
+        for below, above in pairwise(BONES):
             half = b.half_height + b.disc / 2
             centres[above] = centres[below] + half * (axis[below] + axis[above])
         middle = centres[23].copy()
@@ -196,7 +211,10 @@ class Anatomy:
         return out
 
     def bone(self, label: int, points: Points, reach_mm: float) -> Distance:
-        """Distance to a bone where it is below about ``reach_mm``, FAR_MM elsewhere. The joint to the bone above is carved out."""
+        """Distance to a bone, its joint to the bone above carved out; FAR_MM where it is above about ``reach_mm``."""
+        return torch.cat([self._bone(label, part, reach_mm) for part in points.split(CHUNK, dim=1)])
+
+    def _bone(self, label: int, points: Tensor, reach_mm: float) -> Tensor:
         vertebra = self.bones[label]
         p = vertebra.local(points)
         low, high = (_column(points, *corner) for corner in _reach(self.build, label))
@@ -278,7 +296,7 @@ class Anatomy:
     def _discs(self, points: Points) -> list[tuple[str, Distance]]:
         b = self.build
         out = []
-        for below, above in zip(BONES, BONES[1:], strict=False):
+        for below, above in pairwise(BONES):
             lower, upper = self.bones[below], self.bones[above]
             centre = (lower.at(0, 0, b.half_height) + upper.at(0, 0, -b.half_height)) / 2
             place = np.eye(4)
@@ -315,16 +333,7 @@ class Anatomy:
             kidney = ellipsoid(points, (sign * 62, 6, height), (20, 23, 40))
             pelvis = ellipsoid(points, (sign * 54, 10, height), (10, 9, 20))
             out += [("kidney", kidney), ("fat", pelvis)]
-        loops = (
-            (34, 50, 22, 15),
-            (-30, 56, 8, 17),
-            (8, 60, -22, 14),
-            (44, 44, -28, 17),
-            (-46, 42, -36, 15),
-            (-50, 46, 34, 13),
-            (4, 57, 40, 15),
-        )
-        for u, v, w, r in loops:
+        for u, v, w, r in LOOPS:
             loop = ellipsoid(points, (u, v, w), (r * 1.25, r, r * 1.1))
             out += [("muscle", loop), ("bowel", loop + 2.5)]
             level = y - v - r * 0.35

@@ -1,5 +1,7 @@
 """What CT and MR see of a tissue. Texture that only one of them sees keeps either from being a function of the other."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, final
 
 import numpy as np
@@ -9,10 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from osteomorph.geometry import Grid, sample
-from osteomorph.simulate.anatomy import Anatomy
-
-CHUNK = 100_000
-"""Points rendered at a time; bounds the memory for distances."""
+from osteomorph.simulate.anatomy import CHUNK, Anatomy
 
 
 @final
@@ -95,7 +94,9 @@ def render(
     anatomy: Anatomy, points: Float[Tensor, "3 n"], edge_mm: float, textures: Texture, modality: str
 ) -> Float[Tensor, " n"]:
     """Values at anatomy-frame points; tissues pass into one another over ``edge_mm``. modality: ``"ct"`` or ``"mr"``."""
-    return torch.cat([_render(anatomy, part, edge_mm, textures, modality) for part in points.float().split(CHUNK, dim=1)])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = pool.map(lambda part: _render(anatomy, part, edge_mm, textures, modality), points.float().split(CHUNK, dim=1))
+        return torch.cat(list(parts))
 
 
 def _render(anatomy: Anatomy, points: Tensor, edge_mm: float, textures: Texture, modality: str) -> Tensor:

@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from osteomorph.geometry import Grid
-from osteomorph.simulate.anatomy import BONES, FAR_MM, Anatomy
+from osteomorph.simulate.anatomy import BONES, CHUNK, FAR_MM, Anatomy
 from osteomorph.transforms import Transform
 
 MARGIN_MM = 0.4
@@ -88,6 +88,9 @@ class Articulated(Transform):
 
     def to_anatomy(self, points: Float[Tensor, "3 n"]) -> Float[Tensor, "3 n"]:
         """The transform before the offset."""
+        return torch.cat([self._to_anatomy(part) for part in points.split(CHUNK, dim=1)], 1)
+
+    def _to_anatomy(self, points: Tensor) -> Tensor:
         return self._blend(points, {k: self.distance(k, points) for k in BONES}, points + self.soft(points), dict(self.poses))
 
     def guess_fixed(self, points: Float[Tensor, "3 n"]) -> Float[Tensor, "3 n"]:
@@ -164,7 +167,7 @@ def jacobian(transform: Articulated, points: Float[Tensor, "3 n"], step_mm: floa
 def soft_field(
     anatomy: Anatomy, poses: Mapping[int, np.ndarray], lattice: Grid, force: np.ndarray, soft_mm: float
 ) -> np.ndarray:
-    """B-spline coefficients of u: bones prescribe P_k x - x; the part that ``force`` causes reaches ``soft_mm`` (99th percentile)."""
+    """B-spline coefficients of u: bones prescribe P_k x - x; what ``force`` adds has ``soft_mm`` as its 99th percentile."""
     points = lattice.points(torch.float64).flatten(1)
     prescribed = np.zeros((3, lattice.voxels))
     held = np.zeros(lattice.voxels, dtype=bool)
@@ -185,15 +188,11 @@ def soft_field(
 
 def _laplacian(shape: tuple[int, int, int]) -> sparse.csr_matrix:
     """Seven-point, positive semi-definite, no flux through the border."""
-    ones = [sparse.identity(n) for n in shape]
-    chains = []
-    for n in shape:
+    total = sparse.csr_matrix((int(np.prod(shape)),) * 2)
+    for axis, n in enumerate(shape):
         difference = sparse.diags([-np.ones(n - 1), np.ones(n - 1)], [0, 1], shape=(n - 1, n))
-        chains.append(difference.T @ difference)
-    total = sparse.kron(sparse.kron(chains[0], ones[1]), ones[2])
-    total = (
-        total + sparse.kron(sparse.kron(ones[0], chains[1]), ones[2]) + sparse.kron(sparse.kron(ones[0], ones[1]), chains[2])
-    )
+        before, after = (sparse.identity(int(np.prod(part))) for part in (shape[:axis], shape[axis + 1 :]))
+        total = total + sparse.kron(sparse.kron(before, difference.T @ difference), after)
     return sparse.csr_matrix(total)
 
 

@@ -5,6 +5,8 @@ image is resampled, so that the MR is as sharp as the CT and labels are exact in
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -88,20 +90,31 @@ def phantom(
     offset_deg, offset_mm: between the two scanners, about and along a random axis.
     """
     around = _fixed_grid(3.5, size_mm).points(torch.float64).flatten(1)
-    for attempt in range(DRAWS):
-        parameters = _draw(seed, attempt, angle_deg, shift_mm, soft_mm, offset_deg, offset_mm)
-        anatomy = Anatomy(parameters.build)
-        upward = motion.chain(anatomy, np.array(parameters.rotations_deg), np.array(parameters.shifts_mm))
-        poses = {label: np.linalg.inv(pose) for label, pose in upward.items()}
-        joints = motion.near_joints(anatomy, poses, around)
-        if motion.joint_gap_mm(anatomy, poses, joints) < LEAST_GAP_MM:
-            continue
-        truth = _transform(parameters, anatomy, poses, size_mm)
-        if all(motion.least_determinant(truth, points) > LEAST_DETERMINANT for points in (joints, around)):
-            return _render(
-                parameters, anatomy, truth, _fixed_grid(spacing_mm, size_mm), _moving_grid(spacing_mm, size_mm, truth.offset)
-            )
+    with _one_thread():
+        for attempt in range(DRAWS):
+            parameters = _draw(seed, attempt, angle_deg, shift_mm, soft_mm, offset_deg, offset_mm)
+            anatomy = Anatomy(parameters.build)
+            upward = motion.chain(anatomy, np.array(parameters.rotations_deg), np.array(parameters.shifts_mm))
+            poses = {label: np.linalg.inv(pose) for label, pose in upward.items()}
+            joints = motion.near_joints(anatomy, poses, around)
+            if motion.joint_gap_mm(anatomy, poses, joints) < LEAST_GAP_MM:
+                continue
+            truth = _transform(parameters, anatomy, poses, size_mm)
+            if all(motion.least_determinant(truth, points) > LEAST_DETERMINANT for points in (joints, around)):
+                grids = _fixed_grid(spacing_mm, size_mm), _moving_grid(spacing_mm, size_mm, truth.offset)
+                return _render(parameters, anatomy, truth, *grids)
     raise ValueError(f"No phantom without folds or colliding bones in {DRAWS} draws of seed {seed}; ask for less motion.")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Steps here are many and short: on a busy machine threads would wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def tiny(seed: int = 0) -> SimulatedPair:
@@ -210,10 +223,9 @@ def _render(
     fixed_at = truth.to_anatomy(fixed_grid.points(torch.float64).flatten(1))
     back = torch.as_tensor(np.linalg.inv(truth.offset))
     moving_at = back[:3, :3] @ moving_grid.points(torch.float64).flatten(1) + back[:3, 3, None]
-    mr = contrast.render(anatomy, fixed_at, float(fixed_grid.spacing_mm.mean()), textures, "mr").unflatten(0, fixed_grid.shape)
-    ct = contrast.render(anatomy, moving_at, float(moving_grid.spacing_mm.mean()), textures, "ct").unflatten(
-        0, moving_grid.shape
-    )
+    fixed_edge, moving_edge = (float(grid.spacing_mm.mean()) for grid in (fixed_grid, moving_grid))
+    mr = contrast.render(anatomy, fixed_at, fixed_edge, textures, "mr").unflatten(0, fixed_grid.shape)
+    ct = contrast.render(anatomy, moving_at, moving_edge, textures, "ct").unflatten(0, moving_grid.shape)
     mr = contrast.mr_noise(mr, np.array(parameters.bias), 14.0, parameters.seeds[2])
     ct = contrast.ct_noise(ct, 16.0, parameters.seeds[3])
     body = (anatomy.body(fixed_at) < 0).to(torch.int16).unflatten(0, fixed_grid.shape)[None]
