@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from osteomorph.image import Labels
+from osteomorph.measure import fit_rigid
 from osteomorph.transforms import Rigid, Transform
 
 
@@ -48,16 +49,6 @@ class Bone:
         }
 
 
-def rigid_fit(points: np.ndarray, moved: np.ndarray) -> Rigid:
-    """Least-squares rigid motion of (3, n) points onto (3, n) moved ones (Kabsch, 1976)."""
-    centre, target = points.mean(1, keepdims=True), moved.mean(1, keepdims=True)
-    u, _, vt = np.linalg.svd((moved - target) @ (points - centre).T)
-    rotation = u @ np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ vt))]) @ vt
-    matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = rotation, (target - rotation @ centre)[:, 0]
-    return Rigid(matrix)
-
-
 def bones_under(transform: Transform, start: Rigid, labels: Labels, ids: tuple[int, ...]) -> tuple[Bone, ...]:
     """Every bone of a label map in fixed space (the fixed labels, or the moving ones already pulled back)."""
     found = []
@@ -67,9 +58,8 @@ def bones_under(transform: Transform, start: Rigid, labels: Labels, ids: tuple[i
         if int(mask.sum()) < 4:  # fewer points leave a rotation undetermined
             continue
         here = points[:, mask]
-        moved = transform(here).numpy()
-        pose = rigid_fit(here.numpy(), moved)
-        left = np.linalg.norm(pose(here).numpy() - moved, axis=0)
+        matrix, largest, rms = fit_rigid(here, transform(here))
+        pose = Rigid(matrix)
         relative = start.inverse().after(pose)
         assert isinstance(relative, Rigid)
         centroid = here.mean(1, keepdim=True)
@@ -78,8 +68,8 @@ def bones_under(transform: Transform, start: Rigid, labels: Labels, ids: tuple[i
                 label=label,
                 name=labels.name(label),
                 pose=pose,
-                residual_mm=float(left.max()),
-                residual_rms_mm=float(np.sqrt((left**2).mean())),
+                residual_mm=largest,
+                residual_rms_mm=rms,
                 rotation_deg=pose.angle_deg,
                 shift_mm=_triple(pose(centroid) - centroid),
                 rotation_after_start_deg=relative.angle_deg,

@@ -19,6 +19,7 @@ from osteomorph.geometry import overlap_mm3
 from osteomorph.image import Image, Labels
 from osteomorph.initialise import Start, initialise
 from osteomorph.inputs import BoneLabels, Bones, ImageSource, LabelSource, MaskSource, only_bones, read_case, with_bones
+from osteomorph.measure import dice, hausdorff
 from osteomorph.objective import Alignment
 from osteomorph.plan import Plan, RefinePlan
 from osteomorph.prepare import prepare, resampled_case
@@ -26,6 +27,7 @@ from osteomorph.recipes import recipe, recipe_names
 from osteomorph.refine import Progress
 from osteomorph.refine import refine as optimise
 from osteomorph.resampling import resample
+from osteomorph.similarity import mutual_information
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
 
 INVERSE_BAR_MM = 0.05
@@ -144,9 +146,6 @@ class Registration:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """Figures that need no truth: similarity, folding, inverse consistency, overlap where both sides have labels."""
-        from osteomorph.measure import dice, hausdorff
-        from osteomorph.similarity import mutual_information
-
         flow = self.warp.flow if isinstance(self.warp, Velocity) else self.warp
         determinant = fields.jacobian_determinant(flow.vectors, flow.grid)
         out: dict[str, Any] = {
