@@ -20,7 +20,7 @@ from osteomorph.io import read_image
 from osteomorph.plan import InitialisePlan, PreparePlan
 from osteomorph.prepare import prepare
 from osteomorph.start_elastix import euler, has_package
-from osteomorph.start_labels import procrustes
+from osteomorph.start_labels import procrustes, signed_distance
 from osteomorph.transforms import Rigid
 
 LABELS = InitialisePlan(method="labels")
@@ -48,6 +48,9 @@ def error(found: Rigid, truth: Rigid, reach_mm: float = 15.0) -> tuple[float, fl
     points = reach_mm * torch.cat([torch.eye(3), -torch.eye(3)], 1).double()
     angle = Rigid(np.linalg.inv(found.matrix) @ truth.matrix).angle_deg
     return float((found(points) - truth(points)).norm(dim=0).max()), angle
+
+
+BALL = grid_about((0, 0, 0), 40.0)
 
 
 # -- labels -------------------------------------------------------------------------------------------------------------
@@ -93,6 +96,14 @@ def test_labels_give_the_pose_to_a_tenth_of_a_millimetre(turn, shift):
     assert 0 < start.score < 0.25
     assert start.method == "labels"
     assert start.warnings == ()
+
+
+def test_signed_distance_is_that_of_a_ball():
+    radius = torch.linalg.vector_norm(BALL.points(torch.float64), dim=0).numpy()
+    found = signed_distance(radius < 12, BALL.spacing_mm)
+    near = (radius > 8) & (radius < 18)
+    assert abs((found - (radius - 12))[near].mean()) < 0.1
+    assert np.abs(found - (radius - 12))[near].max() < 0.8
 
 
 @pytest.mark.parametrize("angles", [(0, 0, 0), (8, 5, -30)])
