@@ -14,6 +14,9 @@ from osteomorph.plan import PreparePlan
 from osteomorph.resampling import regrid, regrid_labels, resample
 from osteomorph.transforms import Rigid
 
+MARGIN_MM = 15.0
+"""What the carried moving image reaches beyond the fixed field of view, for what the warp brings in."""
+
 PADDING_SHARE = 0.01
 """Share of the voxels that have exactly the lowest value, from which on that value is taken for padding."""
 
@@ -59,7 +62,7 @@ def moved_case(case: Case, rigid: Rigid) -> Case:
     )
 
 
-def resampled_case(case: Case, rigid: Rigid, margin_mm: float = 15.0) -> Case:
+def resampled_case(case: Case, rigid: Rigid, margin_mm: float = MARGIN_MM) -> Case:
     """The moving side interpolated once onto the fixed lattice, which reaches ``margin_mm`` beyond the fixed field of view.
 
     Image linearly, labels to the nearest voxel. Where the moving image has no data its border is repeated and its mask is 0.
