@@ -18,10 +18,11 @@ def default() -> Plan:
         name="default",
         refine=RefinePlan(
             levels=(
-                Level(control_mm=16, iterations=50, step_mm=0.8, smooth_mm=1.5, bending_factor=2.0),
-                Level(control_mm=10, iterations=50, step_mm=0.4),
+                Level(control_mm=20, iterations=40, step_mm=1.2, smooth_mm=3.0, bending_factor=2.0),
+                Level(control_mm=12, iterations=50, step_mm=0.6, smooth_mm=1.0, bending_factor=1.5),
+                Level(control_mm=10, iterations=40, step_mm=0.3),
             ),
-            weights=Weights(mind=60.0, mutual_information=1.0, dice=1.0, bending=60.0, rigidity=2.0),
+            weights=Weights(mind=60.0, mutual_information=1.0, dice=1.0, diffusion=0.5, bending=100.0, rigidity=2.0),
         ),
     )
 
