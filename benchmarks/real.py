@@ -83,7 +83,7 @@ def truth_test(data: Path, out: Path, seed: int) -> None:
         case = Case(fixed, moving, resample(labels, truth, moving.grid), labels)
         result = register(fixed, moving, moving_labels=labels, seed=seed)
         mask = Labels(body.data.to(torch.uint8), fixed.grid)
-        for row, transform in ((name, result.transform), ("identity", Rigid.identity())):
+        for row, transform in ((name, result.transform), ("identity", Rigid.identity()), ("truth", truth)):
             found = measure(transform, case, truth, mask)
             bone = (found[f"tre_bone_{key}_mm"] for key in ("mean", "p95"))
             cells = [*(f"{v:.2f}" for v in bone), f"{found['tre_soft_mean_mm']:.2f}", f"{found['dice_mean']:.3f}"]
