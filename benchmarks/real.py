@@ -51,11 +51,11 @@ def articulated(labels: Labels, seed: int) -> Displacement:
         there = poses[label](points)
         bone = sample((labels.data == label).to(torch.int8), grid, there, "nearest", 0)[0] > 0
         distance = ndimage.distance_transform_edt(~bone.reshape(grid.shape).numpy(), sampling=grid.spacing_mm)
-        weight = torch.as_tensor(1 / np.maximum(distance.ravel(), 1e-3) ** 3)
+        weight = torch.as_tensor(1 / np.maximum(distance.ravel(), 1e-3) ** 1.5)
         near += weight
         push += weight * (there - points)
         inside[bone & (inside == 0)] = label
-    vectors = push / (near + 1 / REACH_MM**3)
+    vectors = push / (near + 1 / REACH_MM**1.5)
     for label, pose_k in poses.items():
         bone = inside == label
         vectors[:, bone] = pose_k(points[:, bone]) - points[:, bone]
