@@ -30,6 +30,7 @@ def test_thesis_weights_are_those_of_equations_4_7_to_4_10():
     }
     assert recipe("thesis-us").prepare.shape == (320, 320, 96)
     assert recipe("thesis-us").refine.bins == 24
+    assert not recipe("thesis-us").refine.foreground
 
 
 def test_plans_are_read_from_toml_and_json(tmp_path):

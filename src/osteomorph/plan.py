@@ -87,6 +87,8 @@ class RefinePlan(_Stage):
     levels: tuple[Level, ...] = ()
     """Coarse to fine; none leaves the rigid start as it is."""
     weights: Weights = Weights()
+    foreground: bool = True
+    """Whether air has no say where no fixed mask is given."""
     bins: int = Field(default=24, ge=4)
     """Histogram bins per image."""
     kernel: Literal["gaussian", "bspline"] = "gaussian"

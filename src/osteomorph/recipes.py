@@ -44,7 +44,13 @@ def _thesis(name: str, weights: Weights) -> Plan:
         prepare=PreparePlan(spacing_mm=1.0, shape=(320, 320, 96), percentiles=(1.0, 99.0), clip=False),
         initialise=InitialisePlan(method="auto"),
         refine=RefinePlan(
-            field_spacing_mm=1.0, levels=THESIS_LEVELS, weights=weights, bins=24, kernel="gaussian", rigid_frame="moving"
+            field_spacing_mm=1.0,
+            levels=THESIS_LEVELS,
+            weights=weights,
+            foreground=False,
+            bins=24,
+            kernel="gaussian",
+            rigid_frame="moving",
         ),
     )
 

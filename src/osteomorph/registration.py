@@ -86,7 +86,7 @@ def register(
                     "The fields of view do not overlap after the rigid start. Give labels of both images or --initial."
                 )
             carried = resampled_case(prepared, start.rigid)
-            if carried.fixed_mask is None:
+            if carried.fixed_mask is None and chosen.refine.foreground:
                 carried = replace(carried, fixed_mask=foreground(carried.fixed))
             plan_here = _available_frame(chosen.refine, bones, carried)
             warp, history = optimise(_to(carried, where), plan_here, ids.rigid, chosen.seed, progress)
