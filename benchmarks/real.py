@@ -114,7 +114,7 @@ def stress_test(data: Path, out: Path) -> None:
         ("mr-lumbar-t2/02_mr.nii.gz", ct, t2, whole),
         ("mr-lumbar-water/02_mr.nii.gz", ct, water, whole),
         ("mr-lumbar-water/02_mr.nii.gz", ct, None, None),
-        ("mr-lumbar-t2/04_mr.nii.gz", coarse, None, None),
+        ("mr-lumbar-water/02_mr.nii.gz", coarse, None, None),
     )
     for fixed, moving, fixed_labels, moving_labels in pairs:
         began = time.perf_counter()
