@@ -28,6 +28,7 @@ from osteomorph.refine import Progress
 from osteomorph.refine import refine as optimise
 from osteomorph.resampling import resample
 from osteomorph.similarity import mutual_information
+from osteomorph.threads import threads as limited
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
 
 INVERSE_BAR_MM = 0.05
@@ -70,7 +71,7 @@ def register(
     if not refine:
         chosen = chosen.model_copy(update={"refine": chosen.refine.model_copy(update={"levels": ()})})
     clock = _Clock(progress)
-    with _threads(threads):
+    with limited(threads):
         with clock("read"):
             case, hashes = read_case(fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, chosen)
             case, ids = with_bones(case, bone_labels, bones)
@@ -264,19 +265,6 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("This machine has no CUDA device that torch can use. Use --device cpu.")
     return torch.device(name)
-
-
-@contextmanager
-def _threads(wanted: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if wanted is not None:
-        if wanted < 1:
-            raise InputError(f"--threads takes a number from 1 on, not {wanted}.")
-        torch.set_num_threads(wanted)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Clock:

@@ -1,7 +1,5 @@
 """Many rigid poses at once, each climbing the mutual information of two images by its gradient."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -124,14 +122,3 @@ def middle(body: Image) -> tuple[Float[Tensor, " 3"], float]:
     weight = body.data[0].flatten() / body.data.sum().clamp(min=1e-6)
     centre = points @ weight
     return centre, float(((points - centre[:, None]).square().sum(0) @ weight).sqrt().clamp(min=1.0))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Operations this small only wait for each other on more threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -12,7 +12,8 @@ from osteomorph.foreground import foreground
 from osteomorph.geometry import overlap_mm3
 from osteomorph.plan import InitialisePlan
 from osteomorph.resampling import regrid, resample
-from osteomorph.rigid_search import Pair, about, climb, middle, one_thread
+from osteomorph.rigid_search import Pair, about, climb, middle
+from osteomorph.threads import threads
 from osteomorph.transforms import Rigid
 
 TURN_DEG = 18.0
@@ -50,7 +51,7 @@ def start_on_images(case: Case, plan: InitialisePlan, seed: int, from_centres: b
             "The fields of view do not overlap: the images are in different frames. Give labels of both images, or begin at "
             "their centres (--initial centres), or give a transform (--initial TRANSFORM)."
         )
-    with one_thread():
+    with threads(1):
         return _search([_pair(case, spacing, plan.bins) for spacing in plan.spacings_mm], seed, from_centres)
 
 

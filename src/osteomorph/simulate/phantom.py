@@ -5,8 +5,6 @@ image is resampled, so that the MR is as sharp as the CT and labels are exact in
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -22,6 +20,7 @@ from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
 from osteomorph.simulate import contrast, motion
 from osteomorph.simulate.anatomy import BONES, NAMES, Anatomy, Build
+from osteomorph.threads import threads
 
 LEAST_GAP_MM = 1.5
 """Between two bones of the fixed image; draws that come closer are drawn again."""
@@ -90,7 +89,7 @@ def phantom(
     offset_deg, offset_mm: between the two scanners, about and along a random axis.
     """
     around = _fixed_grid(3.5, size_mm).points(torch.float64).flatten(1)
-    with _one_thread():
+    with threads(1):  # steps here are many and short
         for attempt in range(DRAWS):
             parameters = _draw(seed, attempt, angle_deg, shift_mm, soft_mm, offset_deg, offset_mm)
             anatomy = Anatomy(parameters.build)
@@ -104,17 +103,6 @@ def phantom(
                 grids = _fixed_grid(spacing_mm, size_mm), _moving_grid(spacing_mm, size_mm, truth.offset)
                 return _render(parameters, anatomy, truth, *grids)
     raise ValueError(f"No phantom without folds or colliding bones in {DRAWS} draws of seed {seed}; ask for less motion.")
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Steps here are many and short: on a busy machine threads would wait for each other longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def tiny(seed: int = 0) -> SimulatedPair:
