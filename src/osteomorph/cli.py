@@ -15,6 +15,7 @@ from osteomorph.commands.guard import GuardedGroup
 from osteomorph.commands.info import info
 from osteomorph.commands.prepare import prepare
 from osteomorph.commands.register import register
+from osteomorph.commands.simulate import simulate
 
 app = typer.Typer(
     cls=GuardedGroup,
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for command in (register, apply, prepare, info, demo, doctor):
+for command in (register, apply, prepare, info, simulate, demo, doctor):
     app.command()(command)
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from osteomorph.registration import Registration
-    from osteomorph.simulate.phantom import SimulatedPair
+    from osteomorph.simulate.pair import SimulatedPair
 
 MARKER = "table.json"
 """The rows, and the file by which an earlier demonstration is known."""
@@ -60,7 +60,8 @@ def run_demo(
     from osteomorph import __version__
     from osteomorph.io import OutputFolder, write_json
     from osteomorph.registration import register
-    from osteomorph.simulate.phantom import phantom, save
+    from osteomorph.simulate.phantom import phantom
+    from osteomorph.simulate.write import save
 
     tell = progress or (lambda stage, done, total: None)
     with OutputFolder(folder, overwrite, marker=MARKER) as output:

@@ -1,0 +1,149 @@
+"""Signed distance to bones, in mm: each bone's map on a crop of its own, and the gaps between bones."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32
+from scipy import ndimage
+from torch import Tensor
+from torch.nn.functional import pad
+
+from osteomorph.errors import InputError
+from osteomorph.geometry import Grid, sample
+from osteomorph.image import Labels
+
+REACH_MM = 12.0
+"""Width of the crop around a bone; further out its distance is bounded from below."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class DistanceMap:
+    """Distance in mm to a body, below 0 inside it.
+
+    values: (1, i, j, k) float32 at the voxel centres of ``grid``, a crop around the body. The outermost ones are above 0.
+    """
+
+    values: Float[Tensor, "1 i j k"]
+    grid: Grid
+
+    def __call__(self, points_mm: Float[Tensor, "3 n"]) -> Float[Tensor, " n"]:
+        """Linear between voxel centres; beyond the crop sqrt(d^2 + s^2), d at its nearest point and s mm from there.
+
+        That is continuous and never above the distance to the body, since a crop is convex and holds the body.
+        """
+        return self.at(self.grid.index(points_mm).float()).to(points_mm.dtype)
+
+    def at(self, index: Float32[Tensor, "3 n"]) -> Float32[Tensor, " n"]:
+        """The same at array indices of ``grid``."""
+        near = sample(self.values, self._lattice, index)[0]
+        beyond = torch.maximum(-index, index - self._last).clamp_(min=0)
+        square = (self._square_mm * beyond.square_()).sum(0)
+        return torch.where(square > 0, (near * near + square).sqrt_(), near)
+
+    @cached_property
+    def _lattice(self) -> Grid:
+        return Grid(self.grid.shape, np.eye(4))
+
+    @cached_property
+    def _last(self) -> Tensor:
+        return torch.tensor(self.grid.shape, dtype=torch.float32)[:, None] - 1
+
+    @cached_property
+    def _square_mm(self) -> Tensor:
+        return torch.as_tensor(self.grid.spacing_mm**2, dtype=torch.float32)[:, None]
+
+    def moved(self, matrix: np.ndarray) -> "DistanceMap":
+        """The map of the body carried along by a rigid 4x4 matrix (RAS mm)."""
+        return DistanceMap(self.values, self.grid.moved(matrix))
+
+    @cached_property
+    def inside(self) -> Bool[Tensor, "i j k"]:
+        """Voxels whose centre is in the body."""
+        return self.values[0] < 0
+
+    @cached_property
+    def surface(self) -> tuple[Float[Tensor, "3 m"], Float[Tensor, " m"]]:
+        """Centres in world mm, float64, of the body's voxels with a face neighbour outside it, and the distances there."""
+        inside = self.inside.numpy()
+        shell = torch.as_tensor(inside & ~ndimage.binary_erosion(inside))
+        return self.grid.world(shell.nonzero().T.double()), self.values[0][shell].double()
+
+    def joined(self, other: "DistanceMap") -> "DistanceMap":
+        """The map of both bodies together, on this map's lattice."""
+        ends = torch.stack(torch.meshgrid(*[torch.tensor([0.0, n - 1.0]).double() for n in other.grid.shape], indexing="ij"))
+        corners = self.grid.index(other.grid.world(ends.flatten(1)))
+        before = [max(0, int(np.ceil(-float(low)))) for low in corners.amin(1)]
+        after = [max(0, int(np.ceil(float(high))) - n + 1) for high, n in zip(corners.amax(1), self.grid.shape, strict=True)]
+        grid = self.grid.padded((before[0], before[1], before[2]), (after[0], after[1], after[2]))
+        points = grid.points(torch.float64).flatten(1)
+        values = torch.minimum(self(points), other(points)).float()
+        return DistanceMap(values.unflatten(0, grid.shape)[None], grid)
+
+
+def distance_maps(labels: Labels, ids: Iterable[int] | None = None, reach_mm: float = REACH_MM) -> dict[int, DistanceMap]:
+    """Per label its distance map, on the part of the grid within ``reach_mm`` of it (beyond the field of view too).
+
+    The surface runs along voxel faces: a voxel's distance is that to the box of the nearest voxel centre on the other side,
+    so that halfway between a labelled centre and its neighbour the distance is 0 at any spacing.
+
+    ids: labels wanted, all by default. Raises InputError where one does not occur.
+    """
+    data = labels.data[0].cpu().numpy()
+    wanted = list(labels.ids() if ids is None else ids)
+    compact = np.searchsorted(np.array(sorted(wanted)), data).clip(max=max(0, len(wanted) - 1)) if wanted else data
+    numbered = np.where(np.isin(data, wanted), compact + 1, 0).astype(np.int32)
+    boxes = dict(zip(sorted(wanted), ndimage.find_objects(numbered, max_label=len(wanted)), strict=True))
+    missing = [label for label in wanted if boxes[label] is None]
+    if missing:
+        raise InputError(f"The label map has no voxel of label {missing[0]}. Leave the label out, or give the map that has it.")
+    return {label: _distance_map(data, label, boxes[label], labels.grid, reach_mm) for label in wanted}
+
+
+def _distance_map(data: np.ndarray, label: int, box: tuple[slice, ...], grid: Grid, reach_mm: float) -> DistanceMap:
+    body = np.pad(data[box] == label, 1)
+    lattice = grid.padded(
+        (1 - box[0].start, 1 - box[1].start, 1 - box[2].start),
+        (box[0].stop + 1 - data.shape[0], box[1].stop + 1 - data.shape[1], box[2].stop + 1 - data.shape[2]),
+    )
+    depth = _to_nearest(body, grid.spacing_mm)
+    more = np.maximum(0, np.ceil(reach_mm / grid.spacing_mm).astype(int) - 1)
+    wide = np.pad(body, [(n, n) for n in more])
+    outside = _to_nearest(~wide, grid.spacing_mm)
+    values = torch.from_numpy(outside) - pad(torch.from_numpy(depth), [n for n in reversed(more.tolist()) for _ in "ab"])
+    margin = (int(more[0]), int(more[1]), int(more[2]))
+    return DistanceMap(values[None], lattice.padded(margin))
+
+
+def _to_nearest(mask: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
+    """From each centre in the mask to the box of the nearest voxel centre out of it, float32; 0 elsewhere.
+
+    On long voxels a box may be nearer than that of the nearest centre; of face neighbours, which bound the surface, both
+    are looked at.
+    """
+    nearest = ndimage.distance_transform_edt(mask, sampling=spacing_mm, return_distances=False, return_indices=True)
+    square = np.zeros(mask.shape, dtype=np.float32)
+    for d in range(3):
+        own = np.arange(mask.shape[d], dtype=np.int32).reshape([-1 if a == d else 1 for a in range(3)])
+        steps = np.abs(nearest[d] - own).astype(np.float32)
+        square += (np.maximum(steps - np.float32(0.5), 0) * np.float32(spacing_mm[d])) ** 2
+    found = np.sqrt(square, out=square)
+    for d in range(3):
+        values, inside = np.moveaxis(found, d, 0), np.moveaxis(mask, d, 0)
+        half = np.float32(spacing_mm[d] / 2)
+        for side, other in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
+            values[side] = np.where(inside[side] & ~inside[other], np.minimum(values[side], half), values[side])
+    return found
+
+
+def gap_mm(first: DistanceMap, second: DistanceMap) -> float:
+    """Least distance between the surfaces of two bodies; below 0 where they overlap, 0 where their voxels touch.
+
+    Beyond the reach of ``second``'s map it is a lower bound.
+    """
+    points, depth = first.surface
+    return float((depth + second(points)).min())

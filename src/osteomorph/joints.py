@@ -1,0 +1,143 @@
+"""Bones that move against each other: how near they come on the way, and what of each can stay rigid."""
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from osteomorph.distances import DistanceMap
+from osteomorph.geometry import Grid
+from osteomorph.rigid_paths import PATH_KINDS, PathKind, rigid_path
+
+SHARE = 0.25
+"""Part of the gap to another bone that a bone's margin may take at most."""
+
+WATCHED_MM = 10.0
+"""Bones further apart than this are no joint."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Joints:
+    """Bones, where they end, and how near each pair is on the way."""
+
+    bones: list[DistanceMap]
+    ends: np.ndarray
+    centroids_mm: np.ndarray
+    gaps_mm: np.ndarray
+    samples: int
+
+    @classmethod
+    def of(cls, bones: list[DistanceMap], ends: np.ndarray) -> "Joints":
+        centroids = np.stack([bone.grid.world(bone.inside.nonzero().T.double()).mean(1).numpy() for bone in bones])
+        still = np.tile(np.eye(4), (1, len(bones), 1, 1))
+        samples = int(np.clip(np.ceil(2 * _travel(bones, ends)), 5, 33))
+        return cls(bones, ends, centroids, pair_gaps(bones, still)[0], samples)
+
+    def path(self, kind: PathKind, times: int) -> np.ndarray:
+        return rigid_path(kind, self.ends, np.linspace(0, 1, times), self.centroids_mm, self.gaps_mm)
+
+    def relative(self, kind: PathKind) -> np.ndarray:
+        """(m, j, k, 4, 4): from bone k's place at time 0 to where bone j's map of time 0 must be asked at time m."""
+        path = self.path(kind, self.samples)
+        return np.linalg.inv(path)[:, :, None] @ path[:, None]
+
+    def widest_path(self) -> PathKind:
+        """The kind along which no joint closes more than it is closed at either end, or the one that closes least."""
+        if len(self.bones) == 1:
+            return "screw"
+        closing = {}
+        for kind in PATH_KINDS:
+            gaps = np.minimum(pair_gaps(self.bones, self.path(kind, min(self.samples, 9))), WATCHED_MM)
+            closing[kind] = float((np.minimum(gaps[0], gaps[-1]) - gaps.min(0)).max())
+        return min(PATH_KINDS, key=lambda kind: max(closing[kind], 0.05))
+
+
+def _travel(bones: list[DistanceMap], ends: np.ndarray) -> float:
+    """Largest displacement, in mm, of a corner of a bone's crop."""
+    return max(_shift(bone.grid, end, np.eye(4)) for bone, end in zip(bones, ends, strict=True))
+
+
+def _shift(grid: Grid, first: np.ndarray, second: np.ndarray) -> float:
+    ends = np.stack(np.meshgrid(*[(0, n - 1) for n in grid.shape], indexing="ij")).reshape(3, -1)
+    corners = grid.affine @ np.vstack([ends, np.ones(8)])
+    return float(np.linalg.norm(((first - second) @ corners)[:3], axis=0).max())
+
+
+def _at(matrix: np.ndarray, points: Tensor) -> Tensor:
+    m = torch.as_tensor(np.ascontiguousarray(matrix), dtype=points.dtype)
+    return m[:3, :3] @ points + m[:3, 3, None]
+
+
+def pair_gaps(bones: list[DistanceMap], path: np.ndarray) -> np.ndarray:
+    """(m, k, k) gap in mm between every two bones at every time of a path, infinite on the diagonal.
+
+    Below 0 bones overlap. Bones further apart than the reach of their maps have at least that gap.
+    """
+    out = np.full((*path.shape[:2], path.shape[1]), np.inf)
+    for first in range(len(bones)):
+        points, depth = bones[first].surface
+        for second in range(first):
+            relative = np.linalg.inv(path[:, second]) @ path[:, first]
+            bound, last = torch.full_like(depth, -torch.inf), relative[0]
+            for time, matrix in enumerate(relative):
+                bound = bound - _shift(bones[first].grid, matrix, last)
+                near = (bound <= 1.5 * WATCHED_MM).nonzero()[:, 0]
+                if len(near):
+                    bound[near] = bones[second](_at(matrix, points[:, near]))
+                last = matrix
+                out[time, first, second] = out[time, second, first] = float((depth + bound).min())
+    return out
+
+
+def rigid_region(own: int, bones: list[DistanceMap], relative: np.ndarray, margin: float, gap: float) -> DistanceMap:
+    """Distance to what moves rigidly with a bone: d <= margin, d <= SHARE (d + d'), d' - d >= gap for any other bone at
+    distance d', at every sampled time. Where two regions are thus bounded, they are at least ``gap`` apart.
+    """
+    bone = bones[own]
+    distance = bone.values[0].flatten()
+    region = distance - margin
+    reach = max(margin / SHARE, 2 * margin + gap)
+    band = (distance <= reach).nonzero()[:, 0]
+    here = distance[band]
+    shape = bone.grid.shape
+    index = np.stack(np.unravel_index(band.numpy(), shape))  # torch's own imports sympy
+    points = bone.grid.world(torch.as_tensor(index).double()).float()
+    for other in range(len(bones)):
+        matrices = relative[:, other, own]
+        if other == own or max(_shift(bone.grid, m, np.eye(4)) for m in matrices) < 1e-6:
+            continue
+        least = torch.full_like(here, torch.inf)
+        bound, last = torch.full_like(here, -torch.inf), matrices[0]
+        for matrix in matrices:
+            bound = bound - _shift(bone.grid, matrix, last)
+            near = (bound <= reach - here.clamp(min=0)).nonzero()[:, 0]
+            if len(near):
+                bound[near] = bones[other](_at(matrix, points[:, near]))
+                least[near] = torch.minimum(least[near], bound[near])
+            last = matrix
+        shared = torch.maximum((1 - SHARE) * here - SHARE * least, (here - least + gap) / 2)
+        region[band] = torch.maximum(region[band], shared)
+    return DistanceMap(region.unflatten(0, shape)[None], bone.grid)
+
+
+def steepness(bones: list[DistanceMap], regions: list[DistanceMap], relative: np.ndarray) -> float:
+    """Bound on the velocity's derivative: 1.5 x relative speed / gap between the regions, at bones' surfaces."""
+    per_time = len(relative) - 1
+    steepest = 0.0
+    for own in range(len(bones)):
+        points = bones[own].surface[0]
+        points = points[:, :: max(1, points.shape[1] // 3000)]
+        own_distance = regions[own](points).clamp(min=0)
+        for other in range(len(bones)):
+            if other == own:
+                continue
+            for time in range(per_time + 1):
+                step = (time, time + 1) if time < per_time else (time - 1, time)
+                there = _at(relative[time, other, own], points)
+                speed = (_at(relative[step[1], other, own] - relative[step[0], other, own], points)).norm(dim=0) * per_time
+                between = own_distance + regions[other](there).clamp(min=0)
+                steepest = max(steepest, float((1.5 * speed / between.clamp(min=1e-3)).max()))
+    return steepest
