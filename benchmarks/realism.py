@@ -46,8 +46,8 @@ from osteomorph.simulate.trunk import Trunk
 from osteomorph.threads import threads
 
 CREDIT = (
-    "Real CT: Mayr et al. 2023, TCIA CCTH-A01 (CC BY 4.0), slices shown without change. "
-    "Real MR: sample of TPTBox (Apache-2.0), one slice."
+    "Real CT: Mayr et al. 2023, TCIA CCTH-A01 (CC BY 4.0), slices resampled. "
+    "Real MR: sample of TPTBox (Apache-2.0), one slice resampled."
 )
 
 AXES = {"CT": np.diag([-1.0, -1.0, 1.0]), "MR": np.array([(0, 0, -1), (0, -1, 0), (-1, 0, 0)], dtype=np.float64).T}
@@ -108,12 +108,12 @@ def resampled(image: Image, spacing_mm: float) -> Image:
     return Image(sample(image.data, image.grid, grid.points().flatten(1)).unflatten(1, grid.shape), grid)
 
 
-def simulated_ct(seed: int, thin: bool = False) -> Volume:
+def simulated_ct(seed: int, thin: bool = False, **numbers: float) -> Volume:
     """Slices of 2.5 mm, then resampled to 1.25 mm like the largest real volume; or thin ones about the midline."""
     anatomy, generator = patient(seed), np.random.default_rng((8, seed))
-    size, spacing = ((24.0, 190.0, 190.0), (0.64, 0.64, 0.7)) if thin else ((350.0, 270.0, 150.0), (0.94, 0.94, 2.5))
+    size, spacing = ((24.0, 190.0, 190.0), (0.64, 0.64, 0.7)) if thin else ((350.0, 270.0, 110.0), (1.1, 1.1, 2.5))
     grid = lattice("CT", spacing, size, np.array([0.0, 0.0 if thin else 25.0, 0.0]))
-    scan = draw_ct(generator, contrast_agent=False, table=True)
+    scan = draw_ct(generator, contrast_agent=False, table=True, **numbers)
     image = scan.acquire(anatomy, lambda points: points, grid, texture(seed))
     if not thin:
         image = resampled(image, 1.25)
@@ -226,10 +226,11 @@ def cut(volume: Volume, normal: str, size_mm: tuple[float, float]) -> np.ndarray
 
 def picture(data: Path, path: Path) -> None:
     real_ct, real_mr = next(iter(real_cts(data))), next(iter(real_mrs(data)))
-    ct, fine = simulated_ct(0), simulated_ct(0, thin=True)
-    mrs = [simulated_mr(0, contrast, cubes=False) for contrast in ("t2", "water", "gre", "gre-out")]
+    dose = {"noise_hu": 24.0, "starvation": 1.5}  # about that of the real one
+    ct, fine = simulated_ct(0, **dose), simulated_ct(0, thin=True, **dose)
+    mrs = [simulated_mr(0, contrast, cubes=False) for contrast in ("t2", "water", "t1", "gre", "gre-out")]
     window: Callable[[np.ndarray], tuple[float, float]] = lambda s: (0.0, float(np.nanpercentile(s, 99.5)))  # noqa: E731
-    sagittal, axial, short = (150.0, 180.0), (320.0, 240.0), (100.0, 100.0)
+    sagittal, axial, short = (140.0, 180.0), (330.0, 240.0), (100.0, 100.0)
     panels = [
         ("real CT", cut(real_ct, "sagittal", sagittal), (-200.0, 500.0)),
         ("simulated CT", cut(fine, "sagittal", sagittal), (-200.0, 500.0)),
@@ -238,18 +239,22 @@ def picture(data: Path, path: Path) -> None:
         ("real MR, T2", cut(real_mr, "sagittal", short), None),
         *((v.name.replace(" simulated 0", ", simulated MR"), cut(v, "sagittal", sagittal), None) for v in mrs),
     ]
-    figure = plt.figure(figsize=(15, 10.6), facecolor="black")
-    for row, (first, last) in enumerate(((0, 4), (4, 9))):
-        x, scale = 0.01, 0.98 / sum(p[1].shape[1] * 1.02 for p in panels[:4])
-        for title, values, limits in panels[first:last]:
-            height = values.shape[0] * scale * 15 / 10.6
-            axes = figure.add_axes((x, 0.95 - 0.47 * row - height, values.shape[1] * scale, height))
-            low, high = limits or window(values)
-            axes.imshow(np.nan_to_num(values, nan=low), cmap="gray", vmin=low, vmax=high)
+    rows = panels[:4], panels[4:]
+    scale = 15 / max(1.02 * sum(values.shape[1] for _, values, _ in row) for row in rows)  # inches per pixel, of all alike
+    heights = [scale * max(values.shape[0] for _, values, _ in row) + 0.4 for row in rows]
+    total = sum(heights) + 0.3
+    figure = plt.figure(figsize=(15, total), facecolor="black")
+    for k, row in enumerate(rows):
+        x, top = 0.05, total - sum(heights[:k]) - 0.35
+        for title, values, limits in row:
+            high, wide = (scale * n for n in values.shape)
+            axes = figure.add_axes((x / 15, (top - high) / total, wide / 15, high / total))
+            low, most = limits or window(values)
+            axes.imshow(np.nan_to_num(values, nan=low), cmap="gray", vmin=low, vmax=most)
             axes.set_title(title, color="white", fontsize=11)
             axes.set_axis_off()
-            x += values.shape[1] * scale * 1.02
-    figure.text(0.01, 0.012, CREDIT, color="white", fontsize=9)
+            x += 1.02 * wide
+    figure.text(0.01, 0.1 / total, CREDIT, color="white", fontsize=9)
     figure.savefig(path, dpi=90, facecolor="black")
     plt.close(figure)
 

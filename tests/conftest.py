@@ -47,3 +47,25 @@ def grid(request) -> Grid:
 def _seeded():
     torch.manual_seed(0)
     torch.set_num_threads(1)  # small arrays: more threads cost more than they bring, above all on a busy machine
+
+
+@pytest.fixture(scope="session")
+def pair():
+    """A simulated pair at 3 mm, made once."""
+    from osteomorph.simulate import phantom
+
+    return phantom.tiny(0)
+
+
+@pytest.fixture(scope="session")
+def bone_points():
+    """(pair, label, within_mm) -> random fixed points in a bone, or within a distance of it."""
+
+    def points(pair, label, within_mm=0.0):
+        grid = pair.case.fixed.grid
+        generator = torch.Generator().manual_seed(1)
+        unit = torch.rand(3, 60_000, dtype=torch.float64, generator=generator)
+        inside = grid.world(unit * (torch.tensor(grid.shape)[:, None] - 1))
+        return inside[:, pair.truth.distance(label, inside) <= within_mm]
+
+    return points

@@ -3,7 +3,7 @@ import pytest
 import torch
 from conftest import GRIDS, oblique_grid
 
-from osteomorph.distances import DistanceMap, distance_maps, gap_mm
+from osteomorph.distances import DistanceMap, box_gap_mm, distance_maps, gap_mm
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid
 from osteomorph.image import Labels
@@ -103,6 +103,18 @@ def test_overlapping_bodies_have_a_gap_below_zero():
     shift = np.eye(4)
     shift[:3, 3] = grid.direction[:, 0] * 2.0
     assert gap_mm(bone, bone.moved(shift)) < -1.0
+
+
+def test_box_gap_is_never_above_the_gap():
+    grid = oblique_grid()
+    maps = distance_maps(boxes(grid, ((2, 6), (2, 9), (3, 8)), ((15, 20), (12, 18), (3, 8))), reach_mm=70.0)
+    for angle in np.linspace(0, 3, 7):
+        turn = np.eye(4)
+        turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        gap = gap_mm(maps[1].moved(turn), maps[2])
+        assert box_gap_mm(maps[1], maps[2], turn) <= max(gap, 0.0) + 1e-3
+    still = box_gap_mm(maps[1], maps[2], np.eye(4))
+    assert still == pytest.approx(gap_mm(maps[1], maps[2]), abs=1e-3)
 
 
 def test_moved_map_moves_with_the_bone():

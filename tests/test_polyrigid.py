@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import oblique_grid
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
@@ -75,32 +75,42 @@ def angles(most: float):
     return st.tuples(*[st.floats(-most, most) for _ in range(3)])
 
 
-@st.composite
-def scenes(draw_from):
+BLOCK = st.fixed_dictionaries(
+    {
+        "half": st.tuples(*[st.floats(4, 9)] * 3),
+        "turn": angles(11),
+        "slide": st.tuples(st.floats(-9, 9), st.floats(-9, 9), st.floats(-2, 2)),
+    }
+)
+
+
+def scene(spacing, frame_deg, origin_mm, turn_deg, shift_mm, blocks) -> tuple[Labels, dict[int, Rigid]]:
     """Three blocks along a line, on a grid of any orientation, each turned and shifted against the others."""
-    spacing = draw_from(st.sampled_from([(1.2, 1.2, 1.2), (0.9, 1.4, 2.4), (1.8, 1.3, 1.3)]))
-    frame = Rotation.from_euler("xyz", draw_from(angles(180)), degrees=True).as_matrix()
+    frame = Rotation.from_euler("xyz", frame_deg, degrees=True).as_matrix()
     shape = tuple(int(np.ceil(e / s)) for e, s in zip((34, 34, 70), spacing, strict=True))
     affine = np.eye(4)
     affine[:3, :3] = frame * np.array(spacing)
-    affine[:3, 3] = np.array(draw_from(angles(300))) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    affine[:3, 3] = np.array(origin_mm) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     grid = Grid(shape, affine)
-    world = {}
-    shapes = []
-    whole = about(grid.centre_mm, draw_from(angles(15)), draw_from(angles(15)))
-    for label, along in enumerate((-23.0, 0.0, 23.0), 1):
+    whole, poses, shapes = about(grid.centre_mm, turn_deg, shift_mm), {}, []
+    for label, (along, block) in enumerate(zip((-23.0, 0.0, 23.0), blocks, strict=True), 1):
         centre = grid.centre_mm + frame @ [0, 0, along]
-        half = np.array([draw_from(st.floats(4, 9)) for _ in range(3)])
-        shapes.append(box(centre, half, frame))
-        slide = np.array(draw_from(st.tuples(st.floats(-9, 9), st.floats(-9, 9), st.floats(-2, 2))))
-        world[label] = whole.after(about(centre, draw_from(angles(11)), frame @ slide))
-    return draw(grid, *shapes), world
+        shapes.append(box(centre, block["half"], frame))
+        poses[label] = whole.after(about(centre, block["turn"], frame @ block["slide"]))
+    return draw(grid, *shapes), poses
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(scenes())
-def test_any_bones_stay_rigid_without_a_fold_and_come_back(scene):
-    labels, poses = scene
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    spacing=st.sampled_from([(1.2, 1.2, 1.2), (0.9, 1.4, 2.4), (1.8, 1.3, 1.3)]),
+    frame=angles(180),
+    origin=angles(300),
+    turn=angles(15),
+    shift=angles(15),
+    blocks=st.tuples(BLOCK, BLOCK, BLOCK),
+)
+def test_any_bones_stay_rigid_without_a_fold_and_come_back(spacing, frame, origin, turn, shift, blocks):
+    labels, poses = scene(spacing, frame, origin, turn, shift, blocks)
     transform = from_labels(poses, labels)
     for body in transform.bodies:
         here = bone_points(transform, body.label)
@@ -114,7 +124,7 @@ def test_any_bones_stay_rigid_without_a_fold_and_come_back(scene):
     assert found.least_determinant > 0
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(turn=angles(11.5), slide=st.tuples(st.floats(-14, 14), st.floats(-14, 14)))
 def test_large_motion_that_keeps_the_gap_open_leaves_no_rim_and_no_fold(turn, slide):
     """Up to 20 degrees and 20 mm of one block against the other."""
@@ -129,10 +139,6 @@ def test_large_motion_that_keeps_the_gap_open_leaves_no_rim_and_no_fold(turn, sl
 
 
 # -- what plain ways of blending do with the same bones ---------------------------------------------------------------------
-def slide_mm(x: float) -> dict[int, Rigid]:
-    return {1: Rigid.identity(), 2: about(UPPER, (0, 0, 25), (x, 0.0, 0.0))}
-
-
 def start_weights(transform: Polyrigid, points: torch.Tensor) -> torch.Tensor:
     distance = torch.stack([body.region(points).clamp(min=1e-12) for body in transform.bodies])
     share = (distance.amin(0) / distance) ** 1.5
@@ -140,7 +146,7 @@ def start_weights(transform: Polyrigid, points: torch.Tensor) -> torch.Tensor:
 
 
 def test_blended_displacements_fold_where_the_flow_does_not():
-    poses = {1: Rigid.identity(), 2: about((0.0, 0.0, 0.0), (0, 50, 0), (0.0, 0.0, 9.0))}
+    poses = {1: Rigid.identity(), 2: about(UPPER, (20, 0, 0), (0.0, 15.0, 2.0))}
     transform = from_labels(poses, draw(cube_grid(), *BLOCKS))
 
     def blend(points):
@@ -148,13 +154,14 @@ def test_blended_displacements_fold_where_the_flow_does_not():
         return sum(w * body.pose(points) for w, body in zip(weights, transform.bodies, strict=True))
 
     points = around(6000) * torch.tensor([[1.0], [1.0], [0.25]])
-    assert torch.linalg.det(point_jacobian(blend, points)).min() < -0.05
-    assert torch.linalg.det(point_jacobian(transform, points)).min() > 0.005
+    assert torch.linalg.det(point_jacobian(blend, points)).min() < -0.3
+    assert torch.linalg.det(point_jacobian(transform, points)).min() > 0.2
     assert sum(int(body.rim.sum()) for body in transform.bodies) == 0
 
 
 def test_stationary_weights_bend_the_bones_that_weights_moving_along_keep():
-    transform = from_labels(slide_mm(8.0), draw(cube_grid(), *BLOCKS))
+    turned = {1: Rigid.identity(), 2: about(UPPER, (0, 0, 50), (14.0, 0.0, 0.0))}
+    transform = from_labels(turned, draw(cube_grid(), *BLOCKS))
     twists = torch.as_tensor(np.stack([log(transform.background.inverse().matrix @ b.pose.matrix) for b in transform.bodies]))
 
     def stationary(points, steps=64):
@@ -216,7 +223,7 @@ def test_beyond_its_reach_the_background_is_left():
     background = about((0.0, 0, 0), (0, 5, 0), (2.0, 0.0, 0.0))
     pose = about(LOWER, (4, 0, 10), (5.0, 0.0, 0.0))
     transform = from_labels({1: pose}, draw(cube_grid(), BLOCKS[0]), background=background, reach_mm=10.0)
-    far = torch.tensor([[0.0, 0.0, 16.0], [0.0, 21.0, 0.0], [-23.0, 0.0, -11.0]], dtype=torch.float64).T
+    far = torch.tensor([[0.0, 0.0, 16.0], [0.0, 21.0, 0.0], [-29.0, 0.0, -11.0]], dtype=torch.float64).T
     assert (transform(far) - background(far)).norm(dim=0).max() < 1e-9
     here = bone_points(transform, 1)
     assert (transform(here) - pose(here)).norm(dim=0).max() < 1e-9
@@ -238,8 +245,8 @@ def test_an_oblique_grid_gives_the_same_up_to_its_voxels():
     centred = Grid(grid.shape, grid.affine - np.pad(grid.centre_mm[:, None], ((0, 1), (3, 0))))
     points = around()
     error = (bent(centred, margin_mm=1.0, gap_mm=1.0)(points) - bent(margin_mm=1.0, gap_mm=1.0)(points)).norm(dim=0)
-    assert error.mean() < 0.1
-    assert error.max() < 1.5
+    assert error.mean() < 0.3  # 3 mm slices, motions of up to 8 mm
+    assert error.max() < 2.0
 
 
 def test_turning_the_world_turns_the_transform():
@@ -365,7 +372,7 @@ def test_regions_keep_their_distance_all_along_the_path():
 
 # -- inverse, speed, paths --------------------------------------------------------------------------------------------------
 def test_few_steps_suffice_and_the_inverse_undoes_each_of_them():
-    points, fine = around(), bent(steps=32)(around(0))
+    points = around()
     fine = bent(steps=32)(points)
     for steps in (4, 8):
         transform = bent(steps=steps)

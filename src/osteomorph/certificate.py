@@ -1,6 +1,6 @@
 """What a polyrigid transform promises, checked on the transform itself."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from osteomorph.geometry import Grid
 from osteomorph.joints import pair_gaps
 from osteomorph.polyrigid import Polyrigid
-from osteomorph.transforms import Transform
 
 NEAR_MM = 6.0
 """Tissue this near to a bone is looked at closely."""
@@ -82,7 +81,9 @@ def certify(transform: Polyrigid, grid: Grid, points: int = 20_000, seed: int = 
     )
 
 
-def point_jacobian(transform: Transform, points_mm: Float64[Tensor, "3 n"], step_mm: float = 0.02) -> Float64[Tensor, "n 3 3"]:
+def point_jacobian(
+    transform: Callable[[Tensor], Tensor], points_mm: Float64[Tensor, "3 n"], step_mm: float = 0.02
+) -> Float64[Tensor, "n 3 3"]:
     """d(component)/d(world axis) at points, by central differences of the transform itself."""
     columns = []
     for axis in range(3):

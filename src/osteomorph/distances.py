@@ -40,6 +40,8 @@ class DistanceMap:
 
     def at(self, index: Float32[Tensor, "3 n"]) -> Float32[Tensor, " n"]:
         """The same at array indices of ``grid``."""
+        if index.shape[1] == 0:
+            return index[0]
         near = sample(self.values, self._lattice, index)[0]
         beyond = torch.maximum(-index, index - self._last).clamp_(min=0)
         square = (self._square_mm * beyond.square_()).sum(0)
@@ -67,6 +69,15 @@ class DistanceMap:
         return self.values[0] < 0
 
     @cached_property
+    def corners_mm(self) -> np.ndarray:
+        """(4, 8) homogeneous world corners of the box around the body's voxels."""
+        ends = [
+            np.flatnonzero(self.inside.numpy().any(axis=other))[[0, -1]] + (-0.5, 0.5) for other in ((1, 2), (0, 2), (0, 1))
+        ]
+        index = np.stack(np.meshgrid(*ends, indexing="ij")).reshape(3, -1)
+        return self.grid.affine @ np.vstack([index, np.ones(8)])
+
+    @cached_property
     def surface(self) -> tuple[Float[Tensor, "3 m"], Float[Tensor, " m"]]:
         """Centres in world mm, float64, of the body's voxels with a face neighbour outside it, and the distances there."""
         inside = self.inside.numpy()
@@ -77,8 +88,10 @@ class DistanceMap:
         """The map of both bodies together, on this map's lattice."""
         ends = torch.stack(torch.meshgrid(*[torch.tensor([0.0, n - 1.0]).double() for n in other.grid.shape], indexing="ij"))
         corners = self.grid.index(other.grid.world(ends.flatten(1)))
-        before = [max(0, int(np.ceil(-float(low)))) for low in corners.amin(1)]
-        after = [max(0, int(np.ceil(float(high))) - n + 1) for high, n in zip(corners.amax(1), self.grid.shape, strict=True)]
+        before = [max(0, int(np.ceil(-float(low) - 1e-3))) for low in corners.amin(1)]
+        after = [
+            max(0, int(np.ceil(float(high) - 1e-3)) - n + 1) for high, n in zip(corners.amax(1), self.grid.shape, strict=True)
+        ]
         grid = self.grid.padded((before[0], before[1], before[2]), (after[0], after[1], after[2]))
         points = grid.points(torch.float64).flatten(1)
         values = torch.minimum(self(points), other(points)).float()
@@ -138,6 +151,14 @@ def _to_nearest(mask: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
         for side, other in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
             values[side] = np.where(inside[side] & ~inside[other], np.minimum(values[side], half), values[side])
     return found
+
+
+def box_gap_mm(first: DistanceMap, second: DistanceMap, matrix: np.ndarray) -> float:
+    """At most the gap between a body moved by a rigid 4x4 matrix and another: that between boxes along the other's axes."""
+    turn = second.grid.direction.T
+    one, other = (turn @ corners[:3] for corners in (matrix @ first.corners_mm, second.corners_mm))
+    apart = np.maximum(one.min(1) - other.max(1), other.min(1) - one.max(1))
+    return float(np.linalg.norm(np.maximum(apart, 0)))
 
 
 def gap_mm(first: DistanceMap, second: DistanceMap) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from osteomorph.distances import DistanceMap
+from osteomorph.distances import DistanceMap, box_gap_mm
 from osteomorph.geometry import Grid
 from osteomorph.rigid_paths import PATH_KINDS, PathKind, rigid_path
 
@@ -56,8 +56,9 @@ class Joints:
 
 
 def _travel(bones: list[DistanceMap], ends: np.ndarray) -> float:
-    """Largest displacement, in mm, of a corner of a bone's crop."""
-    return max(_shift(bone.grid, end, np.eye(4)) for bone, end in zip(bones, ends, strict=True))
+    """Largest displacement, in mm, of a corner of the box around a bone."""
+    moves = [(end - np.eye(4)) @ bone.corners_mm for bone, end in zip(bones, ends, strict=True)]
+    return max(float(np.linalg.norm(move[:3], axis=0).max()) for move in moves)
 
 
 def _shift(grid: Grid, first: np.ndarray, second: np.ndarray) -> float:
@@ -74,13 +75,17 @@ def _at(matrix: np.ndarray, points: Tensor) -> Tensor:
 def pair_gaps(bones: list[DistanceMap], path: np.ndarray) -> np.ndarray:
     """(m, k, k) gap in mm between every two bones at every time of a path, infinite on the diagonal.
 
-    Below 0 bones overlap. Bones further apart than the reach of their maps have at least that gap.
+    Below 0 bones overlap. Where bones are further apart than `WATCHED_MM` it may be less than their gap, never less than that.
     """
     out = np.full((*path.shape[:2], path.shape[1]), np.inf)
     for first in range(len(bones)):
         points, depth = bones[first].surface
         for second in range(first):
             relative = np.linalg.inv(path[:, second]) @ path[:, first]
+            boxes = [box_gap_mm(bones[first], bones[second], matrix) for matrix in relative]
+            if min(boxes) > WATCHED_MM:
+                out[:, first, second] = out[:, second, first] = boxes
+                continue
             bound, last = torch.full_like(depth, -torch.inf), relative[0]
             for time, matrix in enumerate(relative):
                 bound = bound - _shift(bones[first].grid, matrix, last)
@@ -109,6 +114,8 @@ def rigid_region(own: int, bones: list[DistanceMap], relative: np.ndarray, margi
         matrices = relative[:, other, own]
         if other == own or max(_shift(bone.grid, m, np.eye(4)) for m in matrices) < 1e-6:
             continue
+        if min(box_gap_mm(bone, bones[other], m) for m in matrices) > reach:
+            continue
         least = torch.full_like(here, torch.inf)
         bound, last = torch.full_like(here, -torch.inf), matrices[0]
         for matrix in matrices:
@@ -132,7 +139,7 @@ def steepness(bones: list[DistanceMap], regions: list[DistanceMap], relative: np
         points = points[:, :: max(1, points.shape[1] // 3000)]
         own_distance = regions[own](points).clamp(min=0)
         for other in range(len(bones)):
-            if other == own:
+            if other == own or min(box_gap_mm(bones[own], bones[other], m) for m in relative[:, other, own]) > 3 * WATCHED_MM:
                 continue
             for time in range(per_time + 1):
                 step = (time, time + 1) if time < per_time else (time - 1, time)

@@ -71,7 +71,8 @@ class Polyrigid(Transform):
 
     path: (2 n + 1, k, 4, 4) float64, where bone k is at each half step, before the background motion; the identity first.
     background: rigid motion that all bones share, and where nothing else is said that of everything.
-    reach_mm: distance from the bones at which the motion has faded to the background; None blends the bones' everywhere.
+    reach_mm: distance from the regions at which the motion has faded to the background's; where no region comes nearer at
+    any time, nothing but the background is left. None blends the bones' motions everywhere.
     """
 
     bodies: tuple[Body, ...]

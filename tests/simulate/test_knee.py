@@ -30,7 +30,7 @@ def test_bones_never_touch(seed):
         assert float((distances[one] + distances[other]).min()) > 1.8, (anatomy.names[one], anatomy.names[other])
 
 
-@pytest.mark.parametrize("label", (34, 81, 82, 83))
+@pytest.mark.parametrize("label", [34, 81, 82, 83])
 def test_distance_to_bone_grows_by_a_millimetre_per_millimetre(average, label):
     points, step = cube(), 0.01
     points = points[:, average.bone(label, points, 10.0).abs() < 9]
@@ -46,7 +46,8 @@ def test_a_left_knee_mirrors_a_right_one(average):
     mirror = torch.tensor([[-1.0], [1.0], [1.0]], dtype=torch.float64)
     assert left.names[33] == "femur_left"
     for one, other in ((33, 34), (81, 81), (82, 82), (83, 83)):
-        torch.testing.assert_close(left.bone(one, points * mirror, 9.0), average.bone(other, points, 9.0))
+        mirrored, distance = left.bone(one, points * mirror, 9.0), average.bone(other, points, 9.0)
+        torch.testing.assert_close(mirrored.clamp(max=7), distance.clamp(max=7))
     fibula = points[:, average.bone(82, points, 1.0) < 0]
     assert float(fibula[0].min()) > 0  # on the outer side
 
@@ -72,13 +73,15 @@ def test_the_view_holds_its_bones_whole(seed):
         assert bool((inside.abs() < half).all())
 
 
-@pytest.mark.parametrize("angle", (-10.0, 20.0))
+@pytest.mark.parametrize("angle", [-10.0, 20.0])
 def test_the_knee_bends_without_touching(average, angle):
     joint = next(joint for joint in average.joints if joint.bone == 34)
     centre, points = torch.tensor(joint.centre_mm, dtype=torch.float64)[:, None], cube()
-    turn = torch.as_tensor(Rotation.from_euler("x", -angle, degrees=True).as_matrix())
+    turn = torch.as_tensor(Rotation.from_euler("x", angle, degrees=True).as_matrix())
     femur = average.bone(34, turn.T @ (points - centre) + centre, 8.0)
-    assert float((femur + average.bone(81, points, 8.0)).min()) > 1.5
+    tibia = average.bone(81, points, 8.0)
+    near = torch.maximum(femur, tibia) < 6
+    assert float((femur + tibia)[near].min()) > 1.5
 
 
 def test_tissues_are_those_of_a_knee(average):

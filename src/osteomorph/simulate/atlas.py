@@ -93,16 +93,14 @@ class Atlas(Anatomy):
     def bone(self, label: int, points: Points, reach_mm: float) -> Distance:
         """Distance to a bone; FAR_MM where it is above about ``reach_mm`` or REACH_MM."""
         part = self.bones[label]
-        margin = REACH_MM - min(reach_mm, REACH_MM)
-        first, last = (part.grid.world(points.new_tensor(corner).double()[:, None].cpu()) for corner in _ends(part.grid.shape))
-        centre = ((first + last) / 2).to(points)
-        half = torch.as_tensor(np.abs(part.grid.affine[:3, :3]) @ ((np.array(part.grid.shape) - 1) / 2) - margin).to(points)
-        near = ((points - centre).abs() < half[:, None]).all(0).nonzero()[:, 0]
+        spare = max(REACH_MM - reach_mm, 0.0)
+        last = np.array(part.grid.shape) - 1.0
+        half = np.abs(part.grid.affine[:3, :3]) @ (last / 2) - spare
+        off = (points - torch.as_tensor(part.grid.centre_mm).to(points)[:, None]).abs()
+        near = (off <= torch.as_tensor(half).to(points)[:, None]).all(0).nonzero()[:, 0]
         index = part.grid.index(points[:, near])
-        size = torch.tensor(part.grid.shape).to(points)[:, None] - 1
-        room = torch.as_tensor(margin / part.grid.spacing_mm).to(points)[:, None]
-        held = ((index >= room) & (index <= size - room)).all(0)
-        near = near[held]
+        inset = torch.as_tensor(np.minimum(spare / part.grid.spacing_mm, last / 2)).to(points)[:, None]
+        near = near[((index >= inset) & (index <= torch.as_tensor(last).to(points)[:, None] - inset)).all(0)]
         out = torch.full_like(points[0], FAR_MM)
         out[near] = _linear(part, points[:, near])
         return out
@@ -111,9 +109,9 @@ class Atlas(Anatomy):
         return _linear(self.skin, points)
 
     def stiffness(self, points: Points) -> Float[Tensor, " n"]:
-        table = torch.tensor([STIFFNESS.get(name, 1.0) for name in TISSUES])[:, None]
         if points.shape[1] == 0:
             return points[0]
+        table = torch.tensor([STIFFNESS.get(name, 1.0) for name in TISSUES])[:, None]
         box, tissue = self._around(points)
         return sample(_looked_up(table, tissue), box, points.float())[0].to(points.dtype)
 
@@ -128,13 +126,16 @@ class Atlas(Anatomy):
         looks = torch.tensor([[tuple(palette[name]) for palette in palettes] for name in TISSUES], device=points.device)
         box, tissue = self._around(points)
         means = _blurred(_looked_up(looks[..., 0], tissue), box.spacing_mm, edge_mm)
-        grain = looks[..., 1:].float()
+        grain = looks[..., 1:].permute(1, 2, 0).contiguous()  # palette, texture, tissue
+        used = (grain != 0).any(-1).nonzero().tolist()
         out = []
-        for part in points.split(CHUNK if points.device.type == "cpu" else max(points.shape[1], 1), dim=1):
+        for part in points.split(CHUNK if points.device.type == "cpu" else points.shape[1], dim=1):
+            value = sample(means, box, part)
             kind = sample(tissue[None], box, part, "nearest")[0].int()
             texture = textures(part)
-            added = (grain.index_select(0, kind) * texture.T[:, None]).sum(-1).T
-            out.append(sample(means, box, part) + added)
+            for channel, which in used:
+                value[channel].addcmul_(grain[channel, which].index_select(0, kind), texture[which])
+            out.append(value)
         return torch.cat(out, 1)
 
     def _around(self, points: Points) -> tuple[Grid, UInt8[Tensor, "i j k"]]:
@@ -149,12 +150,10 @@ class Atlas(Anatomy):
         return grid, self.tissue[start[0] : stop[0], start[1] : stop[1], start[2] : stop[2]]
 
 
-def _ends(shape: tuple[int, int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return (0, 0, 0), tuple(n - 1 for n in shape)
-
-
 def _linear(part: DistanceMap, points: Points) -> Distance:
     """Between voxel centres, in the points' precision: float32 would spoil the finite differences taken of it."""
+    if points.shape[1] == 0:
+        return points[0]
     if points.dtype == torch.float32:
         return sample(part.values, part.grid, points)[0]
     index = part.grid.index(points)
@@ -211,7 +210,7 @@ def atlas_from_ct(ct: Image, labels: Labels, names: Mapping[int, str] | None = N
     _check_field(ct.grid)
     if not ct.grid.isclose(labels.grid):
         raise InputError(
-            "The labels are on another grid than the CT. Resample them onto the CT's grid, with nearest-neighbour interpolation."
+            "The labels are on another grid than the CT. Resample them onto its grid, with nearest-neighbour interpolation."
         )
     if float(ct.data.min()) > -200:
         raise InputError(

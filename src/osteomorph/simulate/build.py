@@ -135,7 +135,7 @@ def draw_build(generator: np.random.Generator) -> Build:
         scale=between(0.94, 1.06),
         half_width=between(22.2, 24.6),
         half_depth=between(16.4, 18.2),
-        half_height=between(13.0, 14.4),
+        half_height=between(13.3, 14.6),
         disc=between(9.0, 11.0),
         discs=row((1 - 0.4 * wear) * generator.uniform(0.93, 1.07, LEVELS)),
         wear=row(wear),

@@ -27,7 +27,7 @@ LEAST_HU, MOST_HU = -1024.0, 3071.0
 METAL_HU = 2500.0
 """Above any bone."""
 
-ANGLES = 60
+ANGLES = 120
 """Directions from which metal throws streaks."""
 
 TABLE_RADIUS_MM = 480.0
@@ -216,7 +216,7 @@ def streaks(metal: Tensor, spacing: list[float], seed: int) -> Tensor:
     bins = 2 * ceil((float(torch.hypot(y[-1], x[-1])) + 2 * step) / step)
     number, row, column = metal[slices].nonzero(as_tuple=True)
     ramp = torch.fft.rfftfreq(2 * bins, step, device=metal.device)
-    window = ramp * (0.5 + 0.5 * torch.cos(pi * ramp / ramp[-1]))
+    window = ramp * (0.5 + 0.5 * torch.cos(pi * ramp / ramp[-1])).square()
     noise = white((ANGLES, len(slices), bins), seed + 1, metal.device)
     sums = torch.zeros(len(slices), rows, columns, device=metal.device)
     for k in range(ANGLES):
@@ -228,7 +228,7 @@ def streaks(metal: Tensor, spacing: list[float], seed: int) -> Tensor:
             rays.index_add_(0, number * bins + at.floor().long() + d, weight.round().long())
         # linear weights on the bins turn counts of voxels into mm along the ray
         path = rays.unflatten(0, (-1, bins)).to(out.dtype) * (spacing[1] * spacing[2] / step / 1024)
-        lost = -0.04 * path.square() / (path + 8) + 0.012 * noise[k] * (path / 8).clamp(max=1.5)
+        lost = -0.10 * path.square() / (path + 8) + 0.06 * noise[k] * (path / 8).clamp(max=1.5)
         filtered = torch.fft.irfft(torch.fft.rfft(lost, n=2 * bins) * window, n=2 * bins)[:, :bins]
         place = (x[None, :] * c + y[:, None] * s) / step + bins / 2
         low = place.floor().long()

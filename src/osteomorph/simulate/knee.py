@@ -124,7 +124,7 @@ class Knee(Procedural):
     @cached_property
     def bones(self) -> dict[int, Bone]:
         bent = np.eye(4)
-        bent[:3, :3] = Rotation.from_euler("x", -self.build.flexion_deg, degrees=True).as_matrix()
+        bent[:3, :3] = Rotation.from_euler("x", self.build.flexion_deg, degrees=True).as_matrix()
         bent[:3, 3] = np.array(AXIS) - bent[:3, :3] @ AXIS
         still = np.eye(4)
         spurs = self.build.spurs

@@ -147,7 +147,7 @@ def _level(part: DistanceMap, axis: np.ndarray) -> Level:
     frame, middle = _frame(axis), _mean(part)
     low, high = (-45, -60, -36), (45, 60, 36)
     bone = _inside(part, _lattice(middle, frame, low, high))
-    hole = _hole(bone.any(2))
+    hole = _hole(np.any(bone, axis=2))
     depth = np.flatnonzero(bone.any((0, 2)))
     if hole is None:  # a body without an arch, or part of a vertebra: the canal is behind its thick front part
         rear = _rear_wall(bone)
@@ -199,7 +199,7 @@ def _sacral(part: DistanceMap, above: Level, plate: np.ndarray, normal: np.ndarr
     frame = _frame(normal)
     middle = plate - 14 * frame[:, 2] - 12 * frame[:, 1]
     low, high = (-40, -45, -9), (40, 40, 9)
-    hole = _hole(_inside(part, _lattice(middle, frame, low, high)).any(2))
+    hole = _hole(np.any(_inside(part, _lattice(middle, frame, low, high)), axis=2))
     if hole is None:
         canal = plate - 14 * frame[:, 2] + frame[:, 1] * float((above.canal - above.body) @ above.frame[:, 1])
         return Level(plate - 14 * frame[:, 2], canal, above.half, frame)

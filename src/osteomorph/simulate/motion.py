@@ -89,11 +89,14 @@ def reference(anatomy: Anatomy, view: View) -> int:
     return next(joint.bone for joint in anatomy.joints if joint.bone in view.labelled)
 
 
-def samples(anatomy: Anatomy, view: View, spacing_mm: float = 6.0) -> dict[int, Points]:
+def samples(
+    anatomy: Anatomy, view: View, spacing_mm: float = 6.0, device: torch.device | str = "cpu"
+) -> dict[int, Points]:
     """Points in and close around every bone in the view's box; bones outside it are left out."""
     half = np.array(view.size_mm) / 2 + 6.0  # the fixed grid may be tilted
-    axes = [torch.arange(-h, h + 1e-6, spacing_mm, dtype=torch.float64) for h in half]
-    points = torch.cartesian_prod(*axes).T + torch.tensor(view.centre_mm, dtype=torch.float64)[:, None]
+    axes = [torch.arange(-h, h + 1e-6, spacing_mm, dtype=torch.float64, device=device) for h in half]
+    centre = torch.tensor(view.centre_mm, dtype=torch.float64, device=device)
+    points = torch.cartesian_prod(*axes).T + centre[:, None]
     out = {}
     for label in anatomy.names:
         inside = points[:, anatomy.bone(label, points, 4.0) < 3.0]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import cos, pi, sin
+from math import cos, pi, prod, sin
 from typing import Any, final
 
 import numpy as np
@@ -85,7 +85,7 @@ class MrScan:
             self._window(grid.shape[a], share, real.device) for a, share in zip((frequency, phase), self.matrix, strict=True)
         ]
         # noise is measured in k-space too: it is cut off with the rest, and made to come out as strong as stated
-        gain = float(np.prod([f.square().mean().sqrt() for f in filters]))
+        gain = prod(float(f.square().mean().sqrt()) for f in filters)
         noise = white((2, *grid.shape), self.seed, real.device) * (self.noise / gain)
         parts = []
         for part, grain in zip((real, imaginary), noise, strict=True):
@@ -151,7 +151,7 @@ def draw_mr(generator: np.random.Generator, contrast: str = "gre", **numbers: An
         noise=float(np.exp(between(*np.log((0.006, 0.045))))),
         bias=_draw_bias(generator, coil=between(0.0, 1.3)),
         encoding=(("IS", "PA", "LR"), ("PA", "IS", "LR"), ("LR", "PA", "IS"))[int(generator.choice(3, p=(0.5, 0.3, 0.2)))],
-        fat_shift_mm=float(generator.choice((-1, 1))) * (between(0.1, 0.6) if timing[0] else between(0.3, 1.6)),
+        fat_shift_mm=float(generator.choice((-1, 1))) * (between(0.05, 0.3) if timing[0] else between(0.1, 0.5)),
         matrix=(between(0.75, 1.0), between(0.6, 0.95)),
         apodise=between(0.3, 0.9),
         ghost=0.0,

@@ -52,21 +52,8 @@ LONE_BONES = (
     *("carpals", "metacarpal", "metacarpals", "phalanges", "hyoid", "scaphoid", "lunate", "triquetrum", "pisiform"),
     *("trapezium", "trapezoid", "capitate", "hamate", "navicular", "cuboid", "cuneiform", "bone", "bones", "ribs"),
 )
-FILLER = {"vertebra", "vertebrae", "vertebral", "body", "bone", "bones", "os", "the", "of", "level", "proximal", "distal"}
-FILLER |= {
-    "head",
-    "neck",
-    "shaft",
-    "pedicle",
-    "lamina",
-    "arch",
-    "process",
-    "spinous",
-    "transverse",
-    "facet",
-    "label",
-    "segment",
-}
+FILLER = {"vertebra", "vertebrae", "vertebral", "body", "bone", "bones", "os", "the", "of", "level", "label", "segment"}
+FILLER |= {"proximal", "distal", "head", "neck", "shaft", "pedicle", "lamina", "arch", "process", "spinous", "facet"}
 SIDES = {"left": "left", "right": "right", "l": "left", "r": "right", "lt": "left", "rt": "right"}
 
 NO_BONE = {"artery", "arteries", "vein", "veins", "vena", "nerve", "nerves", "muscle", "muscles", "cartilage", "cartilages"}

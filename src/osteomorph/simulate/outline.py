@@ -50,9 +50,9 @@ class Outline:
         fat = b.fat
         half = curve(  # z -> half width, y of the front, fat relative to the back's
             [
-                (top + 60, 132, 104, 0.6),
-                (top, 134, 106, 0.6),
-                ((z + 125 + top) / 2, 122, 100 + b.belly, 1.0),
+                (top + 60, 136, 104, 0.6),
+                (top, 138, 106, 0.6),
+                ((z + 125 + top) / 2, 128, 100 + b.belly, 1.0),
                 (z + 120, 132 * b.hip_width, 98 + b.belly, 1.1),
                 (z + 60, 147 * b.hip_width, y + 76 + 0.8 * b.belly, 1.2),
                 (z, 160 * b.hip_width, y + 76 + 0.3 * b.belly, 1.2),

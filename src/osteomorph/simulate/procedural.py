@@ -74,12 +74,12 @@ class Bone:
 
     @cached_property
     def extent(self) -> Box:
-        """Around the bone, anatomy frame, to about a millimetre."""
-        axes = [np.arange(low, high, 2.0) for low, high in zip(*self.box, strict=True)]
+        """Around the bone, anatomy frame, to about 2 mm."""
+        axes = [np.arange(low, high, 3.0) for low, high in zip(*self.box, strict=True)]
         lattice = torch.as_tensor(np.stack(np.meshgrid(*axes, indexing="ij")).reshape(3, -1), dtype=torch.float32)
         found = lattice[:, torch.cat([self.shape(part) for part in lattice.split(CHUNK, dim=1)]) < 0].double().numpy()
         found = self.place[:3, :3] @ found + self.place[:3, 3, None]
-        return found.min(1) - 1.0, found.max(1) + 1.0
+        return found.min(1) - 2.0, found.max(1) + 2.0
 
     def distance(self, points: Points, reach_mm: float) -> Distance:
         """Before room is made for other bones; FAR_MM where it is above about ``reach_mm``."""
@@ -196,7 +196,7 @@ class Procedural(Anatomy):
     def _pieces(self) -> tuple[Piece, ...]:
         boxes = [bone.around for bone in self.bones.values()]
         low, high = np.min([b[0] for b in boxes], 0) - 120, np.max([b[1] for b in boxes], 0) + 120
-        soft = [Piece(layers, box_of(layers, (low, high), 12.0)) for layers in self.soft]
+        soft = [Piece(layers, box_of(layers, (low, high), 14.0)) for layers in self.soft]
         # a bone that makes room is painted before the one it makes room for, with the cartilage in between
         bones = [Piece(self._layers(label), grown(self.bones[label].around, 2.0)) for label in reversed(list(self.bones))]
         return (*soft, *bones)

@@ -8,7 +8,7 @@ from osteomorph.simulate.procedural import Bone
 from osteomorph.simulate.shapes import column, tube
 from osteomorph.simulate.vertebra import Vertebra
 
-CAGE = (118.0, 86.0)
+CAGE = (116.0, 86.0)
 """Half width and half depth of the ring on which ribs run."""
 
 SPAN_DEG = {10: 112.0, 11: 84.0, 12: 54.0}

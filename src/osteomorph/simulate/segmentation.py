@@ -11,6 +11,7 @@ from typing import final
 import numpy as np
 import torch
 from scipy import ndimage
+from torch import Tensor
 
 from osteomorph.geometry import Grid, sample
 from osteomorph.image import Labels
@@ -61,7 +62,7 @@ def label_maps(
     outward = _outward_mm(grid, error)
     seen, every = set(labelled), list(bones)
 
-    def part(both: Points) -> Points:
+    def part(both: Tensor) -> Tensor:
         there, here = both[:3], both[3:]
         by = sample(outward.data, outward.grid, here.float())[0].to(there.dtype)
         out = torch.zeros(2, there.shape[1], dtype=there.dtype)

@@ -30,14 +30,20 @@ def ellipse(u: Tensor, v: Tensor, a: Tensor | Real, b: Tensor | Real) -> Tensor:
     """About the distance to an ellipse with half axes a and b, exact to first order at its border."""
     p, q = u / a, v / b
     radius = length(p, q)
-    return radius * (radius - 1) / length(p / a, q / b).clamp(min=1e-6)
+    least = torch.minimum(torch.as_tensor(a).to(u), torch.as_tensor(b).to(u))
+    return _from_radius(radius, length(p / a, q / b), least)
 
 
 def ellipsoid(points: Points, centre: Sequence[Real], half: Sequence[Real]) -> Distance:
     """About the distance to an ellipsoid, exact to first order at its surface."""
     q = (points - column(points, *centre)) / column(points, *half)
-    radius = length(*q)
-    return radius * (radius - 1) / length(*(q / column(points, *half))).clamp(min=1e-6)
+    return _from_radius(length(*q), length(*(q / column(points, *half))), float(min(half)))
+
+
+def _from_radius(radius: Tensor, slope: Tensor, least: Tensor | float) -> Tensor:
+    """(radius - 1) times the length of the half axis there, which passes into the least one towards the middle."""
+    axis = radius / slope.clamp(min=1e-6)
+    return (radius - 1) * (least + (axis - least) * radius.clamp(max=1).square())
 
 
 def ball(points: Points, centre: Sequence[Real], radius: Real) -> Distance:

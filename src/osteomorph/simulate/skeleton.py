@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from osteomorph.distances import DistanceMap, distance_maps
 from osteomorph.errors import InputError
@@ -70,9 +71,12 @@ def skeleton(labels: Labels, known: Mapping[int, Structure], gap_mm: float) -> t
         own = {name: ids[0] for name, ids in parts.items()}
     names = {own[name]: name for name in sorted(parts, key=lambda name: own[name])}
     sources = {label: tuple(parts[name]) for label, name in names.items()}
-    renamed = torch.zeros_like(labels.data, dtype=torch.int32)
+    last = max(known)
+    table = np.zeros(last + 2, dtype=np.int32)
     for label, parents in sources.items():
-        renamed[labels.mask(parents)] = label
+        table[list(parents)] = label
+    renamed = torch.from_numpy(table[np.minimum(labels.data.numpy(), last + 1)])
+    _fill(renamed[0].numpy(), list(names))
     maps = distance_maps(Labels(renamed, labels.grid), list(names), reach_mm=REACH_MM + float(labels.grid.spacing_mm.max()))
     maps, warnings = separated(maps, labels.grid, names, gap_mm)
     maps = {label: part for label, part in maps.items() if bool(part.inside.any())}
@@ -80,6 +84,14 @@ def skeleton(labels: Labels, known: Mapping[int, Structure], gap_mm: float) -> t
     shape = spine(tree.spine_order(by_name), maps, by_name.get("sacrum"))
     names = {label: name for label, name in names.items() if label in maps}
     return Bones(maps, sources, shape, cord_end_mm(shape, by_name)), names, (*notes, *warnings)
+
+
+def _fill(data: np.ndarray, ids: Sequence[int]) -> None:
+    """Hollows of bones become bone: segmentations leave marrow out."""
+    for label, box in zip(range(1, max(ids) + 1), ndimage.find_objects(data, max_label=max(ids)), strict=True):
+        if box is not None:
+            part = data[box]
+            part[ndimage.binary_fill_holes(part == label) & (part == 0)] = label
 
 
 def views_of(grid: Grid, names: Mapping[int, str], maps: Mapping[int, DistanceMap]) -> dict[str, View]:

@@ -67,12 +67,12 @@ class Blend(Truth):
 
     def part_to_anatomy(self, points: Points) -> Points:
         distances = {k: self.distance(k, points, REACH_MM + MARGIN_MM) for k in self.poses}
-        return _blend(points, distances, points + self.soft(points), dict(self.poses))
+        return blend(points, distances, points + self.soft(points), dict(self.poses))
 
     def guess_fixed(self, points: Points) -> Points:
         distances = {k: self.anatomy.bone(k, points, REACH_MM + MARGIN_MM) for k in self.poses}
         back = {k: np.linalg.inv(pose) for k, pose in self.poses.items()}
-        return _blend(points, distances, points - self.soft(points), back)
+        return blend(points, distances, points - self.soft(points), back)
 
     def soft(self, points: Points) -> Points:
         """u in mm; beyond the lattice that of its border."""
@@ -81,7 +81,8 @@ class Blend(Truth):
         return torch.as_tensor(np.stack(values))
 
 
-def _blend(points: Tensor, distances: dict[int, Tensor], base: Tensor, poses: dict[int, np.ndarray]) -> Tensor:
+def blend(points: Points, distances: Mapping[int, Tensor], base: Points, poses: Mapping[int, np.ndarray]) -> Points:
+    """``base`` far from bones, a bone's pose at distances up to MARGIN_MM, and both between."""
     total = torch.ones_like(points[0])
     change = torch.zeros_like(points)
     for label, distance in distances.items():

@@ -57,11 +57,14 @@ def classify(
     """
     hu = _denoised(ct.data[0].numpy().clip(-1024, 3071).astype(np.int16))
     label = labels.data[0].numpy()
-    inside = _refined(body, hu, ct.grid)
+    distance = _onto(body, ct.grid)
+    inside = (distance < -4.0) | ((distance < 2.0) & (hu > BODY_HU))
     kinds = _kinds(label, structures, bones)
     bony = np.isin(label, [source for parts in bones.sources.values() for source in parts])
     free = inside & (kinds == BY_INTENSITY) & ~bony
-    out = np.where(inside, _by_intensity(hu, free, _grown(bony, 3.0, ct.grid.spacing_mm), ct.grid), 0).astype(np.uint8)
+    out = np.where(inside, _by_intensity(hu, free, _grown(bony, 3.0, ct.grid.spacing_mm), distance, ct.grid), 0).astype(
+        np.uint8
+    )
     out[~inside & (hu > GAS_HU)] = NUMBER["table"]
     _paint_named(out, kinds, hu, inside)
     out[bony] = NUMBER["cartilage"]  # what is left of it below was taken from a rim
@@ -143,12 +146,6 @@ def _without_holes(mask: Volume, grid: Grid) -> Volume:
     return out | small[parts]
 
 
-def _refined(body: DistanceMap, hu: Volume, grid: Grid) -> Volume:
-    """The body at the scan's own spacing."""
-    distance = _onto(body, grid)
-    return (distance < -4.0) | ((distance < 2.0) & (hu > BODY_HU))
-
-
 def _onto(part: DistanceMap, grid: Grid) -> Volume:
     """A coarse map on a finer grid of the same directions."""
     first = part.grid.index(torch.as_tensor(grid.affine[:3, 3:].copy()))[:, 0].numpy()
@@ -168,10 +165,10 @@ def _denoised(hu: Volume) -> Volume:
     return hu
 
 
-def _by_intensity(hu: Volume, free: Volume, rims: Volume, grid: Grid) -> Volume:
+def _by_intensity(hu: Volume, free: Volume, rims: Volume, distance: Volume, grid: Grid) -> Volume:
     """Tissue of the voxels in ``free``: gas and lung, fat, muscle, bowel around gas, bone without a label, vessels.
 
-    rims: around labelled bones, where what is dense is their rim.
+    rims: around labelled bones, where what is dense is their rim. distance: to the skin.
     """
     spacing, voxel_ml = grid.spacing_mm, float(np.prod(grid.spacing_mm)) / 1000
     out = np.full(hu.shape, NUMBER["muscle"], dtype=np.uint8)
@@ -184,7 +181,7 @@ def _by_intensity(hu: Volume, free: Volume, rims: Volume, grid: Grid) -> Volume:
         mean = np.bincount(parts.ravel(), hu.ravel(), minlength=count + 1) / np.maximum(sizes, 1)
         lung[1:] = (sizes[1:] * voxel_ml > 200) & (mean[1:] > -880)
     airy = lung[parts]
-    blown = gas & ~airy
+    blown = gas & ~airy & (distance < -12)  # nearer to the skin it is a fold of it, or a gap above the table
     wall = _grown(blown, 2.0, spacing) & (hu < FAT_HU)  # half gas, half wall: no fat
     out[wall | (_grown(blown, 7.0, spacing) & (hu >= FAT_HU))] = NUMBER["bowel"]
     out[gas] = NUMBER["gas"]
@@ -197,7 +194,7 @@ def _by_intensity(hu: Volume, free: Volume, rims: Volume, grid: Grid) -> Volume:
         bone = hard[parts]
         out[(parts > 0) & ~bone & ~rims & (sizes[parts] * voxel_ml > 0.2)] = NUMBER["vessel"]
         out[_marrow_of(bone, hu, grid) & free] = NUMBER["marrow"]
-        out[bone & (hu > 220)] = NUMBER["cortex"]
+        out[(bone | (rims & (parts > 0))) & (hu > 220)] = NUMBER["cortex"]
     return out
 
 
