@@ -114,7 +114,8 @@ def test_box_gap_is_never_above_the_gap():
         gap = gap_mm(maps[1].moved(turn), maps[2])
         assert box_gap_mm(maps[1], maps[2], turn) <= max(gap, 0.0) + 1e-3
     still = box_gap_mm(maps[1], maps[2], np.eye(4))
-    assert still == pytest.approx(gap_mm(maps[1], maps[2]), abs=1e-3)
+    assert still == pytest.approx(np.hypot(9 * 0.7, 3 * 1.1), abs=1e-3)
+    assert gap_mm(maps[1], maps[2]) == pytest.approx(still, abs=0.4)  # across corners: measured from centres
 
 
 def test_moved_map_moves_with_the_bone():

@@ -164,7 +164,8 @@ def box_gap_mm(first: DistanceMap, second: DistanceMap, matrix: np.ndarray) -> f
 def gap_mm(first: DistanceMap, second: DistanceMap) -> float:
     """Least distance between the surfaces of two bodies; below 0 where they overlap, 0 where their voxels touch.
 
-    Beyond the reach of ``second``'s map it is a lower bound.
+    Measured from voxel centres: exact across faces, up to 0.4 voxels too wide across corners. Beyond the reach of
+    ``second``'s map it is a lower bound.
     """
     points, depth = first.surface
     return float((depth + second(points)).min())

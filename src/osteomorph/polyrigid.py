@@ -67,7 +67,7 @@ class Polyrigid(Transform):
 
     w_k is 1 in bone k's region where it lies at time t and falls off with the inverse 1.5th power of the distance to it. The
     flow is integrated by a time-symmetric midpoint rule of rigid motions, so that the inverse (the same from t = 1 to 0)
-    undoes it to rounding. Points in a region take its bone's pose itself.
+    undoes it to what its half steps are solved to. Points in a region take its bone's pose itself.
 
     path: (2 n + 1, k, 4, 4) float64, where bone k is at each half step, before the background motion; the identity first.
     background: rigid motion that all bones share, and where nothing else is said that of everything.

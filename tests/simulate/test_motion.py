@@ -78,9 +78,7 @@ def test_elastic_operator_turns_with_its_lattice():
     moduli = np.random.default_rng(1).uniform(0.5, 2, (3, 4, 2))
     straight, turned = soft._elastic(moduli, np.eye(3)), soft._elastic(moduli, turn)
     rotated = np.einsum("ab,bijk->aijk", turn, field)
-    np.testing.assert_allclose(
-        turned.times(rotated), np.einsum("ab,bijk->aijk", turn, straight.times(field)), atol=1e-12
-    )
+    np.testing.assert_allclose(turned.times(rotated), np.einsum("ab,bijk->aijk", turn, straight.times(field)), atol=1e-12)
 
 
 def test_operators_are_symmetric_and_their_diagonal_is_right():

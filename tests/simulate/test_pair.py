@@ -193,9 +193,9 @@ def test_orientation_of_the_mr_is_a_choice():
 
 def test_wrong_settings_are_named():
     patient = Trunk(draw_build(np.random.default_rng(0)))
-    with pytest.raises(InputError, match="no view 'skull'.*lumbar"):
+    with pytest.raises(InputError, match=r"no view 'skull'.*lumbar"):
         simulate(patient, Settings(view="skull"))
-    with pytest.raises(InputError, match="called 'jelly'.*harmonic"):
+    with pytest.raises(InputError, match=r"called 'jelly'.*harmonic"):
         simulate(patient, Settings(soft="jelly"))
 
 

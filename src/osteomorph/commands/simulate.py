@@ -30,7 +30,7 @@ def simulate(
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option("--labels", help="Label map with bones, of the CT or alone. Default: a drawn patient.", show_default=False),
+        typer.Option("--labels", help="Bones, of the CT or alone.", show_default="a drawn patient"),
     ] = None,
     label_names: Annotated[
         Path | None,
@@ -47,7 +47,7 @@ def simulate(
     ] = "gre",
     spacing: Annotated[
         float | None,
-        typer.Option("--spacing", min=0.2, help="Edge in mm of a cube with a voxel's volume.", show_default="0.66, as the thesis"),
+        typer.Option("--spacing", min=0.2, help="Edge in mm of a voxel, were it a cube.", show_default="0.66"),
     ] = None,
     truth_spacing: Annotated[
         float | None,
@@ -68,16 +68,15 @@ def simulate(
     if ct is not None and labels is None:
         raise InputError(f"--ct {ct} needs --labels: a label map of its bones on the CT's grid.")
     if labels is None:
-        wanted = view or PROCEDURAL[0]
-        if wanted not in PROCEDURAL:
-            raise InputError(f"No drawn patient has a view {wanted!r}. Choose from {', '.join(PROCEDURAL)}.")
-        subject = procedural(wanted, seed)
+        view = view or PROCEDURAL[0]
+        if view not in PROCEDURAL:
+            raise InputError(f"No drawn patient has a view {view!r}. Choose from {', '.join(PROCEDURAL)}.")
+        subject = procedural(view, seed)
     else:
-        wanted = view
         subject, notes = from_files(ct, labels, None if label_names is None else io.read_names(label_names))
         for note in notes:
             typer.echo(f"note: {note}", err=True)
-    settings = Settings(view=wanted, motion=DIFFICULTIES[difficulty.value])
+    settings = Settings(view=view, motion=DIFFICULTIES[difficulty.value])
     if spacing is not None:
         settings = settings.coarser(spacing)
     with Reporter(json_log) as progress:
@@ -94,4 +93,5 @@ def simulate(
             progress=progress,
         )
     folds = ", ".join(f"{len(f.train)}/{len(f.validation)}/{len(f.test)}" for f in cohort.folds) or "none (too few pairs)"
-    typer.echo(f"pairs   {len(cohort.pairs)} in {output}\nfolds   {folds} (train/validation/test)\nfiles   {output / 'cohort.json'}")
+    typer.echo(f"pairs   {len(cohort.pairs)} in {output}\nfolds   {folds} (train/validation/test)")
+    typer.echo(f"file    {output / 'cohort.json'}")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -139,9 +138,7 @@ class Anatomy(ABC):
         """Distance to the skin, negative inside."""
 
     @abstractmethod
-    def paint(
-        self, points: Points, palettes: Sequence[Palette], edge_mm: float, textures: Textures
-    ) -> Float[Tensor, "c n"]:
+    def paint(self, points: Points, palettes: Sequence[Palette], edge_mm: float, textures: Textures) -> Float[Tensor, "c n"]:
         """What every palette shows at points; tissues pass into one another over ``edge_mm``."""
 
     @abstractmethod

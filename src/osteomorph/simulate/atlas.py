@@ -20,7 +20,7 @@ from osteomorph.simulate.naming import Structure, structure
 from osteomorph.simulate.skeleton import REACH_MM, dense_labels, skeleton, views_of
 from osteomorph.simulate.tissues import Bones, body_of, classify, classify_labels, hull_of
 
-GAP_MM = 1.5
+GAP_MM = 2.0
 """Joint space left between bones that touch."""
 
 LEAST_FIELD_MM = 60.0

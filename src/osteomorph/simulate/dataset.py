@@ -71,7 +71,7 @@ class SimulatedPairs(IterableDataset[Sample]):
     Pair n of worker w depends on ``seed``, w and n alone. `pair` gives any one of them.
 
     atlases: drawn from with equal chance. shape, spacing_mm: of the grid, RAS, at a random place in the atlas' first view.
-    motions: drawn from with equal chance; the scanners' offset stays within ``offset_deg`` and ``offset_mm``, as after a rigid start.
+    motions: drawn from with equal chance; of the scanners' offset at most ``offset_deg`` and ``offset_mm``, as after a start.
     contrasts: of the MR, drawn from with equal chance. labelled: bones that appear in the labels, all by default.
     """
 
@@ -181,9 +181,7 @@ class SimulatedPairs(IterableDataset[Sample]):
         field = avg_pool3d(field, 3, 1, 1, count_include_pad=False)[0]
         return field / field.norm(dim=0).flatten().kthvalue(int(0.95 * lattice.voxels)).values
 
-    def _labels(
-        self, atlas: Atlas, points: Points, grid: Grid, places: Mapping[int, np.ndarray]
-    ) -> Int[Tensor, "1 i j k"]:
+    def _labels(self, atlas: Atlas, points: Points, grid: Grid, places: Mapping[int, np.ndarray]) -> Int[Tensor, "1 i j k"]:
         out = torch.zeros(grid.shape, dtype=torch.int16, device=points.device)
         for label, place in places.items():
             if self.labelled is None or label in self.labelled:
@@ -240,11 +238,12 @@ def _moved(atlas: Atlas, poses: Mapping[int, np.ndarray], grid: Grid, points: Po
 def _box(atlas: Atlas, label: int, grid: Grid, place: np.ndarray) -> tuple[slice, slice, slice]:
     """The voxels that a bone's map can reach. place: (4, 4) world of the grid -> anatomy, in the bone."""
     crop = atlas.bones[label].grid
-    ends = np.array(np.meshgrid(*[(0, n - 1) for n in crop.shape], indexing="ij")).reshape(3, -1)
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in crop.shape], indexing="ij")).reshape(3, -1)
     to_index = np.linalg.inv(place @ grid.affine) @ crop.affine
-    corners = to_index[:3, :3] @ ends + to_index[:3, 3:]
+    corners = to_index[:3, :3] @ corners + to_index[:3, 3:]
     low, high = np.floor(corners.min(1)).astype(int), np.ceil(corners.max(1)).astype(int) + 1
-    i, j, k = (slice(min(max(a, 0), n), max(min(b, n), 0)) for a, b, n in zip(low.tolist(), high.tolist(), grid.shape, strict=True))
+    ends = zip(low.tolist(), high.tolist(), grid.shape, strict=True)
+    i, j, k = (slice(min(max(a, 0), n), max(min(b, n), 0)) for a, b, n in ends)
     return i, j, k
 
 

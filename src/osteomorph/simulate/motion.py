@@ -89,9 +89,7 @@ def reference(anatomy: Anatomy, view: View) -> int:
     return next(joint.bone for joint in anatomy.joints if joint.bone in view.labelled)
 
 
-def samples(
-    anatomy: Anatomy, view: View, spacing_mm: float = 6.0, device: torch.device | str = "cpu"
-) -> dict[int, Points]:
+def samples(anatomy: Anatomy, view: View, spacing_mm: float = 6.0, device: torch.device | str = "cpu") -> dict[int, Points]:
     """Points in and close around every bone in the view's box; bones outside it are left out."""
     half = np.array(view.size_mm) / 2 + 6.0  # the fixed grid may be tilted
     axes = [torch.arange(-h, h + 1e-6, spacing_mm, dtype=torch.float64, device=device) for h in half]
@@ -105,9 +103,7 @@ def samples(
     return out
 
 
-def poses(
-    anatomy: Anatomy, view: View, steps: Mapping[int, Step], bones: Iterable[int]
-) -> dict[int, np.ndarray]:
+def poses(anatomy: Anatomy, view: View, steps: Mapping[int, Step], bones: Iterable[int]) -> dict[int, np.ndarray]:
     """(4, 4) fixed -> anatomy of some bones; the fixed frame is the one in which the reference bone has not moved."""
     moved = chain(anatomy.joints, steps)
     aligned_on = moved[reference(anatomy, view)]

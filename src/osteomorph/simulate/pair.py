@@ -68,11 +68,8 @@ class Settings:
 
     def coarser(self, spacing_mm: float) -> "Settings":
         """The same with voxels whose volume is that of ``spacing_mm`` cubed, in the same proportions."""
-        fixed, moving = (
-            tuple(float(s) for s in np.array(part) * spacing_mm / np.prod(part) ** (1 / 3))
-            for part in (self.fixed_mm, self.moving_mm)
-        )
-        return replace(self, fixed_mm=fixed, moving_mm=moving)
+        fixed, moving = (np.array(part) * spacing_mm / np.prod(part) ** (1 / 3) for part in (self.fixed_mm, self.moving_mm))
+        return replace(self, fixed_mm=_triple(fixed), moving_mm=_triple(moving))
 
 
 @final
@@ -180,9 +177,7 @@ def _draw_until_sound(anatomy: Anatomy, settings: Settings, view: View, seed: in
     )
 
 
-def _draw(
-    anatomy: Anatomy, settings: Settings, view: View, bones: Mapping[int, Points], seed: int, attempt: int
-) -> Parameters:
+def _draw(anatomy: Anatomy, settings: Settings, view: View, bones: Mapping[int, Points], seed: int, attempt: int) -> Parameters:
     generator = np.random.default_rng((seed, attempt))
     wanted, less = settings.motion, 0.95**attempt
     steps = motion.draw_steps(anatomy.joints, wanted.turn, generator)

@@ -191,7 +191,7 @@ def _labels(anatomy: Anatomy, poses: Mapping[int, np.ndarray], lattice: Grid) ->
     points = grid.points(torch.float64).flatten(1)
     data = torch.zeros(grid.voxels, dtype=torch.int16)
     for label, pose in poses.items():
-        data[in_parts(lambda part, k=label, m=pose: anatomy.bone(k, apply(m, part), 2.0)[None], points)[0] < 0] = label
+        data[anatomy.bone(label, apply(pose, points), 2.0) < 0] = label
     return Labels(data.unflatten(0, grid.shape)[None], grid)
 
 

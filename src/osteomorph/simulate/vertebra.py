@@ -64,8 +64,8 @@ class Vertebra:
     def cortex_mm(self, p: Points) -> Distance:
         """Thinner over the end plates than over the arch."""
         if self.label == 26:
-            return torch.full_like(p[0], 1.0)
-        return 0.9 + 0.6 * torch.sigmoid(-(p[1] + self.half_depth + 2) / 2)
+            return torch.full_like(p[0], 0.8)
+        return 0.65 + 0.65 * torch.sigmoid(-(p[1] + self.half_depth + 2) / 2)
 
     def extra(self, p: Points, bone: Distance) -> Layers:
         out: Layers = []

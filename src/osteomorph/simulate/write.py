@@ -18,6 +18,19 @@ from osteomorph.simulate.pair import SOFT, Settings, SimulatedPair, simulate
 RECORD = "pair.json"
 """What was drawn, and the file by which a finished pair is known."""
 
+FILES = (
+    "fixed",
+    "moving",
+    "fixed_labels",
+    "moving_labels",
+    "fixed_labels_observed",
+    "moving_labels_observed",
+    "fixed_bones",
+    "fixed_body",
+    "displacement",
+)
+"""Names of a pair's files, each with the ending .nii.gz."""
+
 MIXED = "mixed"
 """A choice drawn anew for every pair."""
 
@@ -32,7 +45,9 @@ class Subject:
     record: Mapping[str, Any]
 
 
-def save(pair: SimulatedPair, folder: Path, truth_spacing_mm: float | None = None, more: Mapping[str, Any] | None = None) -> None:
+def save(
+    pair: SimulatedPair, folder: Path, truth_spacing_mm: float | None = None, more: Mapping[str, Any] | None = None
+) -> None:
     """Writes a pair as files into a folder that exists or is made.
 
     truth_spacing_mm: of the true displacement; on the fixed grid by default.
@@ -87,7 +102,8 @@ def simulate_cohort(
     _check_choice("contrast", contrast, CONTRASTS)
     _check_choice("soft tissue", soft, SOFT)
     tell = progress or (lambda stage, done, total: None)
-    entries, names = [], {}
+    entries: list[PairFiles] = []
+    names: dict[int, str] = {}
     tell("simulate", 0, count)
     for number in range(count):
         drawn = np.random.default_rng((seed, number, 1))
@@ -105,12 +121,16 @@ def simulate_cohort(
                 more = {"patient": who.patient, "anatomy": who.record, "request": request}
                 save(pair, output.path, truth_spacing_mm, more)
         entries.append(_entry(target, who.patient))
-        names |= {bone["label"]: bone["name"] for bone in json.loads((target / RECORD).read_text(encoding="utf-8"))["bones"]}
+        names |= {bone["label"]: bone["name"] for bone in _read(target)["bones"]}
         tell("simulate", number + 1, count)
     folds, by_pair = make_folds(entries, seed)
     about: dict[str, object] = {"seed": seed, "made_by": "osteomorph simulate", "contrast": contrast, "soft": soft}
     cohort = Cohort(
-        pairs=tuple(entries), folds=folds, names=names, about={**about, "split_by_pair": True} if by_pair else about, root=folder
+        pairs=tuple(entries),
+        folds=folds,
+        names=names,
+        about={**about, "split_by_pair": True} if by_pair else about,
+        root=folder,
     )
     write_cohort(folder, cohort)
     return cohort
@@ -125,12 +145,15 @@ def _digest(request: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def _read(target: Path) -> dict[str, Any]:
+    return dict(json.loads((target / RECORD).read_text(encoding="utf-8")))
+
+
 def _is_finished(target: Path, request: str, overwrite: bool) -> bool:
-    record = target / RECORD
-    if not record.is_file():
+    if not (target / RECORD).is_file():
         return False
     try:
-        same = json.loads(record.read_text(encoding="utf-8")).get("request") == request
+        same = _read(target).get("request") == request
     except ValueError:
         same = False
     if not same and not overwrite:
@@ -140,9 +163,5 @@ def _is_finished(target: Path, request: str, overwrite: bool) -> bool:
 
 def _entry(target: Path, patient: str) -> PairFiles:
     name = target.name
-    parts = {
-        part: Path(name) / f"{part}.nii.gz"
-        for part in ("fixed", "moving", "fixed_labels", "moving_labels", "fixed_labels_observed")
-        + ("moving_labels_observed", "fixed_bones", "fixed_body", "displacement")
-    }
+    parts = {part: Path(name) / f"{part}.nii.gz" for part in FILES}
     return PairFiles(id=name, patient=patient, record=Path(name) / RECORD, **parts)
