@@ -22,6 +22,7 @@ import torch
 from osteomorph import io, measure
 from osteomorph.geometry import sample
 from osteomorph.resampling import resample
+from osteomorph.similarity import mutual_information
 from osteomorph.simulate.anatomy import Anatomy
 from osteomorph.simulate.atlas import atlas_from_ct, voxelised
 from osteomorph.simulate.build import draw_build
@@ -32,7 +33,6 @@ from osteomorph.simulate.naming import names_for
 from osteomorph.simulate.pair import SOFT, Settings, SimulatedPair, simulate
 from osteomorph.simulate.trunk import Trunk
 from osteomorph.simulate.truth import jacobian
-from osteomorph.similarity import mutual_information
 from osteomorph.transforms import Rigid
 
 REAL = (("ct-lumbopelvic", "spine"), ("ct-lumbar-crop", "whole"), ("ct-abdomen-pelvis-3mm", "whole"))
@@ -75,8 +75,8 @@ def truth_row(name: str, anatomy: Anatomy, view: str, soft: str, difficulty: str
     drop = information_drop(pair, points)
     good = residual <= 1e-6 and stored <= 1e-4 and least > 0 and inverse <= 0.01 and drop > 0
     turn = max(abs(angle) for rotation, _ in pair.parameters.steps.values() for angle in rotation)
-    row = [f"{residual:.0e}", f"{stored:.0e}", f"{least:.2f}", f"{inverse:.0e}", f"{drop:+.4f}", f"{turn:.1f}", f"{seconds:.0f}"]
-    return [name, soft, difficulty, str(pair.parameters.attempt + 1), *row, "" if good else "**missed**"]
+    row = [f"{residual:.0e}", f"{stored:.0e}", f"{least:.2f}", f"{inverse:.0e}", f"{drop:+.4f}", f"{turn:.1f}"]
+    return [name, soft, difficulty, str(pair.parameters.attempt + 1), *row, f"{seconds:.0f}", "" if good else "**missed**"]
 
 
 def information_drop(pair: SimulatedPair, points: torch.Tensor) -> float:
@@ -102,7 +102,7 @@ def unit(values: torch.Tensor) -> torch.Tensor:
 
 
 def truth(data: Path | None, spacing: float) -> tuple[list[list[str]], list[str]]:
-    heading = ["anatomy", "soft tissue", "difficulty", "draws", "bone, function mm", "bone, file mm", "least det J", "inverse mm"]
+    heading = ["anatomy", "soft tissue", "difficulty", "draws", "bone mm", "in the file mm", "least det J", "inverse mm"]
     rows = []
     for name, anatomy, view in anatomies(data):
         for number, (soft, difficulty) in enumerate([*((s, "thesis") for s in SOFT), ("harmonic", "hard")]):

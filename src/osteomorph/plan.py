@@ -97,6 +97,45 @@ class RefinePlan(_Stage):
     """Labels that say where bone is: auto takes what there is, the moving ones pulled back by the current warp."""
 
 
+class PosePlan(_Stage):
+    """Six degrees of freedom per bone from the images."""
+
+    spacings_mm: tuple[float, ...] = (4.0, 2.0, 1.0)
+    """Resolutions, coarse to fine."""
+    shell_mm: float = Field(default=4.0, ge=0)
+    """What is looked at around a bone, at most to the middle of the gap to the next one."""
+    search_mm: float = Field(default=16.0, ge=0)
+    """Shifts tried along each axis at the coarsest resolution; 0 trusts the start."""
+    search_deg: float = Field(default=12.0, ge=0)
+    """Rotations tried there."""
+    points: int = Field(default=16_000, ge=100)
+    """At most that many voxels of a bone and its shell are compared."""
+    extractions: int = Field(default=5, ge=1)
+    """Times per resolution that the moving image is described anew under the current pose."""
+    iterations: int = Field(default=4, ge=1)
+    """Gauss-Newton steps between two of them."""
+    largest_sd_mm: float = Field(default=0.5, gt=0)
+    """Standard deviation of a bone's points under any rotation or shift from which on it counts as not determined."""
+
+
+class SoftPlan(_Stage):
+    """The soft field around exact bones."""
+
+    field: Literal["displacement", "velocity"] = "displacement"
+    """What is optimised: u itself (kept as a velocity where it comes near to folding), or a stationary velocity."""
+    ramp_mm: float = Field(default=14.0, gt=0)
+    """Distance from bone over which the field comes in."""
+    lattice_mm: float = Field(default=4.0, gt=0)
+    """Spacing of the voxels that are looked at; the lattice takes a new offset each iteration."""
+    levels: tuple[Level, ...] = ()
+    """Coarse to fine; ``samples`` has no say here."""
+    weights: Weights = Weights()
+    bins: int = Field(default=32, ge=4)
+    """Histogram bins per image."""
+    kernel: Literal["gaussian", "bspline"] = "gaussian"
+    """Parzen window of the mutual information."""
+
+
 class Plan(_Stage):
     """Everything that decides a result besides the files."""
 

@@ -14,7 +14,7 @@ from osteomorph.case import Case
 from osteomorph.geometry import Grid
 from osteomorph.image import Image
 from osteomorph.objective import Alignment, Objective, Term
-from osteomorph.plan import Level, RefinePlan, Weights
+from osteomorph.plan import Level, RefinePlan, SoftPlan, Weights
 from osteomorph.regularity import Bending, Diffusion, Rigidity
 from osteomorph.similarity import Dice, Mind, MutualInformation
 from osteomorph.transforms import Displacement, Velocity
@@ -40,8 +40,8 @@ def refine(
     history: list[dict[str, float]] = []
     total = sum(level.iterations for level in plan.levels)
     for level in plan.levels:
-        looked_at = _smoothed(case, level.smooth_mm)
-        objective = Objective(_terms(plan, level, case, rigid_labels))
+        looked_at = smoothed(case, level.smooth_mm)
+        objective = Objective(terms(plan, level, case, rigid_labels))
         basis = _Basis(grid, level.control_mm, vectors.dtype, vectors.device)
         control = torch.zeros(basis.shape, dtype=vectors.dtype, device=vectors.device, requires_grad=True)
         optimiser = torch.optim.Adam([control], lr=level.step_mm, betas=(0.9, 0.99), eps=1e-12)
@@ -86,7 +86,10 @@ def _frame(plan: RefinePlan, case: Case) -> str:
     return "warped" if case.moving_labels is not None else "fixed"
 
 
-def _terms(plan: RefinePlan, level: Level, case: Case, rigid_labels: tuple[int, ...]) -> list[tuple[str, float, Term]]:
+def terms(
+    plan: RefinePlan | SoftPlan, level: Level, case: Case, rigid_labels: tuple[int, ...]
+) -> list[tuple[str, float, Term]]:
+    """The plan's terms of which the weight is above 0, for a level."""
     weights: Weights = plan.weights
     both = case.fixed_labels is not None and case.moving_labels is not None
     wanted: list[tuple[str, float, Term]] = [
@@ -100,7 +103,8 @@ def _terms(plan: RefinePlan, level: Level, case: Case, rigid_labels: tuple[int, 
     return [term for term in wanted if term[1] > 0]
 
 
-def _smoothed(case: Case, sigma_mm: float) -> Case:
+def smoothed(case: Case, sigma_mm: float) -> Case:
+    """The case with both images smoothed by a Gaussian."""
     if sigma_mm == 0:
         return case
     return Case(

@@ -79,10 +79,10 @@ def least_sum(atlas, one, other):
 def test_touching_bones_are_drawn_apart_alike(joint):
     _, _, atlas = joint
     assert atlas.names == {31: "hip_left", 33: "femur_left"}
-    assert least_sum(atlas, 31, 33) >= 1.5 - 1e-4
+    assert least_sum(atlas, 31, 33) >= 2.0 - 1e-4
     assert len(atlas.notes) == 1
     assert "hip_left and femur_left touch" in atlas.notes[0]
-    assert "1.5 mm" in atlas.notes[0]
+    assert "2 mm" in atlas.notes[0]
 
 
 def test_no_note_where_bones_lie_apart():
@@ -129,7 +129,7 @@ def test_hip_turns_about_the_middle_of_the_head(joint):
     assert (root.bone, root.parent) == (31 if root.bone == 31 else 33, None)
     assert hanging.parent == root.bone
     assert hanging.turn_deg == (12.0, 8.0, 10.0)
-    np.testing.assert_allclose(hanging.centre_mm, HEAD.numpy() + ct.grid.centre_mm, atol=0.6)
+    np.testing.assert_allclose(hanging.centre_mm, HEAD.numpy() + ct.grid.centre_mm, atol=1.0)  # slices of 3 mm
 
 
 def test_tissue_by_density_and_depth(joint):

@@ -7,14 +7,23 @@ from scipy.spatial.transform import Rotation
 
 from osteomorph.simulate import soft
 from osteomorph.simulate.anatomy import Joint
-from osteomorph.simulate.motion import chain, draw_steps, largest_displacement, rigid_about, scale_to
+from osteomorph.simulate.build import Build
+from osteomorph.simulate.motion import Room, chain, draw_steps, largest_displacement, rigid_about, scale_to
+from osteomorph.simulate.trunk import Trunk
 
+LOW, MIDDLE, HIGH = 26, 24, 23
 JOINTS = (
-    Joint(1, None, (0.0, 0.0, 0.0), (2.0, 1.0, 1.0), (0.5, 0.5, 0.5)),
-    Joint(2, 1, (0.0, 0.0, 50.0), (10.0, 5.0, 5.0), (1.0, 1.0, 1.0)),
-    Joint(3, 2, (0.0, 0.0, 100.0), (10.0, 5.0, 5.0), (1.0, 1.0, 1.0)),
+    Joint(LOW, None, (0.0, 0.0, 0.0), (2.0, 1.0, 1.0), (0.5, 0.5, 0.5)),
+    Joint(MIDDLE, LOW, (0.0, 0.0, 50.0), (10.0, 5.0, 5.0), (1.0, 1.0, 1.0)),
+    Joint(HIGH, MIDDLE, (0.0, 0.0, 100.0), (10.0, 5.0, 5.0), (1.0, 1.0, 1.0)),
 )
-ENDS = {k: torch.tensor([[0.0, 0.0], [5.0, -5.0], [50.0 * k - 25, 50.0 * k]], dtype=torch.float64) for k in (1, 2, 3)}
+ENDS = {
+    label: torch.tensor([[0.0, 0.0], [5.0, -5.0], [50.0 * k - 25, 50.0 * k]], dtype=torch.float64)
+    for k, label in enumerate((LOW, MIDDLE, HIGH), start=1)
+}
+
+ROOM = Room(Trunk(Build()), -1e9)
+"""In which anything fits."""
 
 
 def test_a_rotation_about_a_point_leaves_it():
@@ -24,29 +33,29 @@ def test_a_rotation_about_a_point_leaves_it():
 
 
 def test_a_bone_takes_along_those_that_hang_on_it():
-    still = {k: ((0.0,) * 3, (0.0,) * 3) for k in (1, 2, 3)}
-    poses = chain(JOINTS, {**still, 2: ((30.0, 0.0, 0.0), (0.0, 0.0, 0.0))})
-    np.testing.assert_allclose(poses[1], np.eye(4))
-    np.testing.assert_allclose(poses[2], poses[3])
-    end = poses[3] @ [0, 0, 150, 1]
+    still = {k: ((0.0,) * 3, (0.0,) * 3) for k in (LOW, MIDDLE, HIGH)}
+    poses = chain(JOINTS, {**still, MIDDLE: ((30.0, 0.0, 0.0), (0.0, 0.0, 0.0))})
+    np.testing.assert_allclose(poses[LOW], np.eye(4))
+    np.testing.assert_allclose(poses[MIDDLE], poses[HIGH])
+    end = poses[HIGH] @ [0, 0, 150, 1]
     np.testing.assert_allclose(end[:3], [0, -50, 50 + 100 * np.cos(np.radians(30))], atol=1e-9)
 
 
 def test_steps_stay_within_the_joints_range():
     generator = np.random.default_rng(0)
-    drawn = [draw_steps(JOINTS, 2.0, generator) for _ in range(200)]
-    largest = np.max([np.abs(steps[2][0]) for steps in drawn], axis=0)
+    drawn = [draw_steps(JOINTS, 2.0, generator, ROOM) for _ in range(200)]
+    largest = np.max([np.abs(steps[MIDDLE][0]) for steps in drawn], axis=0)
     assert (largest <= [20, 10, 10]).all()
     assert (largest > [14, 7, 7]).all()
-    assert np.max([np.abs(draw_steps(JOINTS, 9.0, generator)[2][0]) for _ in range(50)]) <= 30.0
+    assert np.max([np.abs(draw_steps(JOINTS, 9.0, generator, ROOM)[MIDDLE][0]) for _ in range(50)]) <= 30.0
 
 
 def test_motion_is_scaled_down_to_the_goal_and_never_up():
-    steps = draw_steps(JOINTS, 2.0, np.random.default_rng(3))
-    whole = largest_displacement(chain(JOINTS, steps), ENDS, 1)
-    smaller = scale_to(JOINTS, steps, ENDS, 1, whole / 3)
-    assert largest_displacement(chain(JOINTS, smaller), ENDS, 1) == pytest.approx(whole / 3, rel=0.01)
-    assert scale_to(JOINTS, steps, ENDS, 1, 2 * whole) == steps
+    steps = draw_steps(JOINTS, 2.0, np.random.default_rng(3), ROOM)
+    whole = largest_displacement(chain(JOINTS, steps), ENDS, LOW)
+    smaller = scale_to(JOINTS, steps, ENDS, LOW, whole / 3)
+    assert largest_displacement(chain(JOINTS, smaller), ENDS, LOW) == pytest.approx(whole / 3, rel=0.01)
+    assert scale_to(JOINTS, steps, ENDS, LOW, 2 * whole) == steps
 
 
 def test_a_uniform_strain_needs_no_force_inside():
@@ -89,3 +98,14 @@ def test_operators_are_symmetric_and_their_diagonal_is_right():
     unit = np.zeros_like(a)
     unit[1, 2, 1, 3] = 1
     assert operator.times(unit)[1, 2, 1, 3] == pytest.approx(operator.diagonal[1, 2, 1, 3])
+
+
+def test_a_joint_that_would_collide_is_drawn_again():
+    patient = Trunk(Build())
+    room = Room(patient, 1.4)
+    l4 = next(joint for joint in patient.joints if joint.bone == 23)
+    assert room.fits(l4, ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)))
+    assert not room.fits(l4, ((0.0, 0.0, 0.0), (0.0, 0.0, -12.0)))
+    for seed in range(3):
+        steps = draw_steps(patient.joints, 3.0, np.random.default_rng(seed), room)
+        assert all(room.fits(joint, steps[joint.bone]) for joint in patient.joints)

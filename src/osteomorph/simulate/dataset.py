@@ -98,6 +98,7 @@ class SimulatedPairs(IterableDataset[Sample]):
         self.contrasts, self.labelled = list(contrasts), labelled
         self.seed, self.device = seed, torch.device(device)
         self._banks: dict[int, TextureBank] = {}
+        self._rooms = [motion.Room(atlas, LEAST_GAP_MM, self.device) for atlas in self.atlases]
 
     def __iter__(self) -> Iterator[Sample]:
         info = get_worker_info()
@@ -110,11 +111,12 @@ class SimulatedPairs(IterableDataset[Sample]):
     def pair(self, number: int, worker: int = 0) -> Sample:
         """One of the pairs."""
         generator = np.random.default_rng((self.seed, worker, number))
-        atlas = self.atlases[int(generator.integers(len(self.atlases)))]
+        which = int(generator.integers(len(self.atlases)))
+        atlas = self.atlases[which]
         bank = self._bank(int(generator.integers(BANKS)))
         grid, view, bones = self._grid(atlas, generator)
         wanted = self.motions[int(generator.integers(len(self.motions)))]
-        steps = motion.draw_steps(atlas.joints, wanted.turn, generator)
+        steps = motion.draw_steps(atlas.joints, wanted.turn, generator, self._rooms[which])
         goal = float(generator.uniform(*wanted.bone_mm))
         steps = motion.scale_to(atlas.joints, steps, bones, motion.reference(atlas, view), goal)
         offset = self._offset(view, generator)

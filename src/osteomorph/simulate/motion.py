@@ -14,6 +14,9 @@ from osteomorph.simulate.anatomy import Anatomy, Joint, Points, View
 LARGEST_TURN_DEG = 30.0
 """Of one joint about one axis, whatever the difficulty."""
 
+TRIES = 25
+"""Draws of one joint's motion."""
+
 Step = tuple[tuple[float, ...], tuple[float, ...]]
 """A joint's rotation vector in degrees and its shift in mm."""
 
@@ -43,14 +46,47 @@ DIFFICULTIES = {
 """``thesis``: the misalignment that the 2022 thesis reports after its rigid start. ``hard``: up to 30 mm and 30 degrees."""
 
 
-def draw_steps(joints: Sequence[Joint], turn: float, generator: np.random.Generator) -> dict[int, Step]:
-    """Every joint's motion within ``turn`` times its usual range."""
+@final
+class Room:
+    """Whether a joint can move without its two bones colliding; what it asks of the anatomy is asked once."""
+
+    def __init__(self, anatomy: Anatomy, least_mm: float, device: torch.device | str = "cpu") -> None:
+        self.anatomy, self.least_mm, self.device = anatomy, least_mm, device
+        self._around: dict[int, Points] = {}
+
+    def fits(self, joint: Joint, step: Step) -> bool:
+        """Whether the gap to the parent stays above ``least_mm`` in the moved joint."""
+        if joint.parent is None:
+            return True
+        if joint.bone not in self._around:
+            self._around[joint.bone] = self._points(joint, joint.parent)
+        points = self._around[joint.bone]
+        back = np.linalg.inv(rigid_about(joint.centre_mm, *step))
+        both = self.anatomy.bone(joint.parent, points, 8.0) + self.anatomy.bone(joint.bone, apply(back, points), 8.0)
+        return points.shape[1] == 0 or float(both.min()) > self.least_mm
+
+    def _points(self, joint: Joint, parent: int) -> Points:
+        """Those near both bones as they lie, 2.5 mm apart."""
+        axis = torch.arange(-50.0, 50.1, 2.5, dtype=torch.float64, device=self.device)
+        centre = torch.tensor(joint.centre_mm, dtype=torch.float64, device=self.device)
+        points = torch.cartesian_prod(axis, axis, axis).T + centre[:, None]
+        near = self.anatomy.bone(parent, points, 10.0) < 10.0
+        points = points[:, near]
+        return points[:, self.anatomy.bone(joint.bone, points, 10.0) < 10.0]
+
+
+def draw_steps(joints: Sequence[Joint], turn: float, generator: np.random.Generator, room: Room) -> dict[int, Step]:
+    """Every joint's motion within ``turn`` times its usual range; one that collides is drawn again, a little smaller."""
     steps = {}
     for joint in joints:
         limit = np.minimum(turn * np.array(joint.turn_deg), LARGEST_TURN_DEG)
-        rotation = generator.uniform(-1, 1, 3) * limit
-        shift = generator.uniform(-1, 1, 3) * turn * np.array(joint.shift_mm)
-        steps[joint.bone] = (tuple(rotation.tolist()), tuple(shift.tolist()))
+        for attempt in range(TRIES):
+            less = 0.9**attempt
+            rotation = generator.uniform(-less, less, 3) * limit
+            shift = generator.uniform(-less, less, 3) * turn * np.array(joint.shift_mm)
+            steps[joint.bone] = (tuple(rotation.tolist()), tuple(shift.tolist()))
+            if room.fits(joint, steps[joint.bone]):
+                break
     return steps
 
 

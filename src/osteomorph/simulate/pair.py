@@ -161,8 +161,9 @@ def _view(anatomy: Anatomy, settings: Settings) -> View:
 def _draw_until_sound(anatomy: Anatomy, settings: Settings, view: View, seed: int) -> tuple[Parameters, Truth]:
     """The first draw without a collision or a fold; every few draws a little less motion is asked for."""
     bones = motion.samples(anatomy, view)
+    room = motion.Room(anatomy, LEAST_GAP_MM + 0.2)
     for attempt in range(DRAWS):
-        parameters = _draw(anatomy, settings, view, bones, seed, attempt)
+        parameters = _draw(anatomy, settings, view, bones, room, seed, attempt)
         around = _fixed_grid(replace(settings, fixed_mm=(3.5,) * 3), view, parameters).points(torch.float64).flatten(1)
         poses = motion.poses(anatomy, view, parameters.steps, bones)
         joints = near_joints(anatomy, poses, around)
@@ -177,10 +178,18 @@ def _draw_until_sound(anatomy: Anatomy, settings: Settings, view: View, seed: in
     )
 
 
-def _draw(anatomy: Anatomy, settings: Settings, view: View, bones: Mapping[int, Points], seed: int, attempt: int) -> Parameters:
+def _draw(
+    anatomy: Anatomy,
+    settings: Settings,
+    view: View,
+    bones: Mapping[int, Points],
+    room: motion.Room,
+    seed: int,
+    attempt: int,
+) -> Parameters:
     generator = np.random.default_rng((seed, attempt))
     wanted, less = settings.motion, 0.95**attempt
-    steps = motion.draw_steps(anatomy.joints, wanted.turn, generator)
+    steps = motion.draw_steps(anatomy.joints, wanted.turn, generator, room)
     goal = less * generator.uniform(*wanted.bone_mm)
     turn, move = (axis / np.linalg.norm(axis) for axis in generator.standard_normal((2, 3)))
     return Parameters(

@@ -1,0 +1,161 @@
+"""What a bone looks like at one resolution: points of its shell, MIND-SSC there, and how it changes with a motion."""
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from osteomorph.distances import DistanceMap
+from osteomorph.geometry import Grid, sample
+from osteomorph.image import Image
+from osteomorph.resampling import regrid, resample
+from osteomorph.similarity import mind_ssc
+from osteomorph.transforms import Rigid
+
+REACH = 3
+"""Voxels that a description looks around itself: dilation and radius of MIND-SSC."""
+
+SLACK = 2
+"""More voxels around the points, for steps between two extractions."""
+
+EDGE = 1
+"""Voxels at the border of a field of view whose description is left out."""
+
+CHANNELS = 12
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Side:
+    """An image at one resolution, with its mask on its own grid."""
+
+    image: Image
+    mask: Image | None
+
+    def at(self, spacing_mm: float) -> "Side":
+        """The image at another isotropic spacing, its own where that is within a tenth."""
+        grid = self.image.grid
+        if np.abs(grid.spacing_mm / spacing_mm - 1).max() < 0.1:
+            return self
+        first = Image(self.image.data[:1], grid, self.image.stored)
+        return Side(regrid(first, grid.resampled(spacing_mm)), self.mask)
+
+    def sees(self, points_mm: Float64[Tensor, "3 n"]) -> Bool[Tensor, " n"]:
+        """Whether the image shows what is at a point."""
+        grid = self.image.grid
+        if min(grid.shape) > 2 * EDGE:
+            grid = grid.padded((-EDGE,) * 3)
+        seen = grid.contains(points_mm)
+        if self.mask is not None:
+            seen &= sample(self.mask.data[:1], self.mask.grid, points_mm, outside=0.0)[0] > 0.5
+        return seen
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """A bone and its shell in the reference image, the one whose labels say where it is.
+
+    lattice: crop of the reference's grid. index: lattice indices of the points. offset: points less the centre, world mm.
+    features, slope: MIND-SSC of the reference at the points, and its derivative along world axes per mm.
+    block: number of the cube of BLOCK_MM that a point lies in.
+    """
+
+    lattice: Grid
+    index: Int[Tensor, "3 n"]
+    points: Float64[Tensor, "3 n"]
+    centre: Float64[Tensor, "3"]
+    features: Float[Tensor, "12 n"]
+    slope: Float[Tensor, "12 3 n"]
+    pad: int
+
+    @property
+    def offset(self) -> Float64[Tensor, "3 n"]:
+        return self.points - self.centre[:, None]
+
+
+def described(image: Image, pose: Rigid, lattice: Grid) -> Float[Tensor, "12 i j k"]:
+    """MIND-SSC of the image seen through a pose, on a lattice."""
+    return mind_ssc(resample(image, pose, lattice, outside="border").data[:1].float())
+
+
+def patch(
+    side: Side,
+    bone: DistanceMap,
+    others: list[DistanceMap],
+    centre_mm: np.ndarray,
+    shell_mm: float,
+    most: int,
+    extra: int = 0,
+) -> Patch | None:
+    """The bone in an image; None where the image shows too little of it.
+
+    others: bones in the same label map; what is nearer to one of them than to this bone is left out.
+    most: points kept, drawn without chance from all of them.
+    extra: voxels added around the lattice.
+    """
+    grid = side.image.grid
+    corners = grid.index(torch.as_tensor(bone.corners_mm[:3]))
+    grow = shell_mm / grid.spacing_mm
+    low = np.floor(corners.amin(1).numpy() - grow).astype(int)
+    high = np.ceil(corners.amax(1).numpy() + grow).astype(int)
+    low, high = np.maximum(low, EDGE), np.minimum(high, np.array(grid.shape) - 1 - EDGE)
+    if (high < low).any():
+        return None
+    pad = REACH + SLACK + extra
+    before, after = pad - low, high + pad + 1 - np.array(grid.shape)
+    lattice = grid.padded((int(before[0]), int(before[1]), int(before[2])), (int(after[0]), int(after[1]), int(after[2])))
+    inner = lattice.padded((-pad, -pad, -pad))
+    points = inner.points(torch.float64).flatten(1)
+    distance = bone(points)
+    near = (distance <= shell_mm).nonzero()[:, 0]
+    for other in others:
+        near = near[other(points[:, near]) >= distance[near]]
+    near = near[side.sees(points[:, near])]
+    if len(near) > most:
+        near = near[torch.as_tensor(np.sort(np.random.default_rng(0).permutation(len(near))[:most]))]
+    if len(near) < 2 * CHANNELS:
+        return None
+    index = torch.stack(torch.unravel_index(near, inner.shape)) + pad
+    features = described(side.image, Rigid.identity(), lattice)
+    return Patch(
+        lattice,
+        index,
+        points[:, near],
+        torch.as_tensor(centre_mm),
+        taken(features, index),
+        slopes(features, lattice, index),
+        pad,
+    )
+
+
+def taken(features: Float[Tensor, "c i j k"], index: Int[Tensor, "3 n"]) -> Float[Tensor, "c n"]:
+    return features[:, index[0], index[1], index[2]]
+
+
+def slopes(features: Float[Tensor, "c i j k"], lattice: Grid, index: Int[Tensor, "3 n"]) -> Float[Tensor, "c 3 n"]:
+    """Central differences along world axes per mm."""
+    steps = torch.eye(3, dtype=torch.long)[:, :, None]
+    along = torch.stack([taken(features, index + s) - taken(features, index - s) for s in steps], 1)
+    turn = torch.as_tensor(lattice.direction / (2 * lattice.spacing_mm), dtype=features.dtype)
+    return torch.einsum("wd,cdn->cwn", turn, along)
+
+
+def jacobian(slope: Float[Tensor, "c 3 n"], offset: Float[Tensor, "3 n"]) -> Float[Tensor, "c 6 n"]:
+    """Derivative by a motion x -> c + R(w)(x - c) + v of features at x: gradient . [-(x - c)^ | I]; rotation vector first."""
+    x, y, z = offset.to(slope.dtype)
+    a, b, c = slope.unbind(1)
+    return torch.cat([torch.stack([y * c - z * b, z * a - x * c, x * b - y * a], 1), slope], 1)
+
+
+def about(centre: Float64[Tensor, "3"], step: np.ndarray) -> np.ndarray:
+    """(4, 4) of a rotation vector in rad about a point, then a shift."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_rotvec(step[:3]).as_matrix()
+    middle = centre.numpy()
+    matrix[:3, 3] = middle - matrix[:3, :3] @ middle + step[3:]
+    return matrix

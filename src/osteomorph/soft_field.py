@@ -1,0 +1,140 @@
+"""The soft field around exact bones: identity in every bone's region, optimised elsewhere, invertible."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from osteomorph import fields
+from osteomorph.case import Case
+from osteomorph.distances import DistanceMap
+from osteomorph.geometry import Grid
+from osteomorph.objective import Alignment, Objective
+from osteomorph.plan import SoftPlan
+from osteomorph.refine import FINAL_STEP, Progress, cubic_matrix, smoothed, terms
+from osteomorph.transforms import Displacement, Velocity
+
+LEAST_DETERMINANT = 0.15
+"""Of a displacement that is kept as it is; where one is below, it is taken as a velocity, which cannot fold."""
+
+SQUARINGS = 4
+"""Of the velocity while it is optimised on the coarse lattice."""
+
+
+def soft_field(
+    case: Case, regions: Sequence[DistanceMap], plan: SoftPlan, seed: int = 0, progress: Progress | None = None
+) -> tuple[Displacement | Velocity, list[dict[str, float]]]:
+    """psi, fixed mm -> fixed mm, on the fixed image's grid; and the terms' values at each step.
+
+    psi = x + chi(x) v(x) (or the flow of chi v): v a cubic B-spline, chi 0 in the regions and one voxel's diagonal around
+    them, so that interpolation keeps them exactly still, and 1 from ``ramp_mm`` on (after Little et al., 1997).
+
+    case: prepared, the moving image already resampled through the bones' transform: both describe along the same axes.
+    regions: what must not move. A displacement that comes near to folding is returned as a velocity.
+    """
+    grid = case.fixed.grid
+    hold = ramp(regions, grid, plan.ramp_mm)
+    stride = max(1, round(plan.lattice_mm / float(grid.spacing_mm.mean())))
+    generator = torch.Generator().manual_seed(seed)
+    history: list[dict[str, float]] = []
+    total = sum(level.iterations for level in plan.levels)
+    found: list[_Spline] = []
+    for level in plan.levels:
+        seen = smoothed(case, level.smooth_mm)
+        objective = Objective(terms(plan, level, case, ()))
+        spline = _Spline.zero(grid, level.control_mm, case.fixed.data)
+        found.append(spline)
+        spline.control.requires_grad_(True)
+        optimiser = torch.optim.Adam([spline.control], lr=level.step_mm, betas=(0.9, 0.99), eps=1e-12)
+        memo: dict[object, object] = {}
+        for step in range(level.iterations):
+            for group in optimiser.param_groups:
+                group["lr"] = level.step_mm * (1 - (1 - FINAL_STEP) * step / level.iterations)
+            a, b, c = (int(o) for o in torch.randint(stride, (3,), generator=generator))
+            lattice = grid.strided(stride, (a, b, c))
+            rows = (slice(a, None, stride), slice(b, None, stride), slice(c, None, stride))
+            vectors = sum_of(found, rows) * hold[rows]
+            if plan.field == "velocity":
+                vectors = fields.exponential(vectors, lattice, SQUARINGS)
+            alignment = Alignment(seen, Displacement(vectors, lattice), stride=stride, offset=(a, b, c), memo=memo)
+            loss, values = objective(alignment)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"The objective became {float(loss)} at step {len(history)}: {values}.")
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            history.append({"loss": float(loss.detach()), **values})
+            if progress is not None:
+                progress("soft", len(history), total)
+        spline.control.requires_grad_(False)
+    if not found:
+        return Displacement(torch.zeros(3, *grid.shape, dtype=case.fixed.data.dtype), grid), history
+    everywhere = (slice(None),) * 3
+    vectors = sum_of(found, everywhere) * hold
+    if plan.field == "velocity" or float(fields.jacobian_determinant(vectors, grid).min()) < LEAST_DETERMINANT:
+        return Velocity(vectors, grid), history
+    return Displacement(vectors, grid), history
+
+
+def ramp(regions: Sequence[DistanceMap], grid: Grid, ramp_mm: float) -> Float[Tensor, "i j k"]:
+    """Smoothstep of the distance to the nearest region, less a voxel's diagonal, over ``ramp_mm``: 0 to 1."""
+    still = float(np.linalg.norm(grid.spacing_mm))
+    reach = still + ramp_mm
+    least = torch.full(grid.shape, math.inf)
+    for region in regions:
+        box = grid_box(region, grid, reach)
+        if box is None:
+            continue
+        part = grid.padded(
+            tuple(-s.start for s in box), tuple(s.stop - n for s, n in zip(box, grid.shape, strict=True))  # type: ignore[arg-type]
+        )
+        here = region(part.points().flatten(1)).unflatten(0, part.shape)
+        least[box] = torch.minimum(least[box], here)
+    share = ((least - still) / ramp_mm).clamp(0, 1)
+    return share * share * (3 - 2 * share)
+
+
+def grid_box(region: DistanceMap, grid: Grid, reach_mm: float) -> tuple[slice, slice, slice] | None:
+    """Voxels of ``grid`` that may lie within ``reach_mm`` of a region; None where there is none."""
+    corners = grid.index(torch.as_tensor(region.corners_mm[:3].copy()))
+    wide = reach_mm / torch.as_tensor(grid.spacing_mm.copy()) + 4.0  # a region reaches a margin beyond its bone
+    low = (corners.amin(1) - wide).floor().int().clamp(min=0).tolist()
+    high = [min(n, int(v) + 1) for v, n in zip((corners.amax(1) + wide).ceil(), grid.shape, strict=True)]
+    if any(a >= b for a, b in zip(low, high, strict=True)):
+        return None
+    return slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2])
+
+
+@final
+@dataclass(eq=False)
+class _Spline:
+    """Vectors on a grid from cubic B-spline control points, one matrix per array axis."""
+
+    matrices: tuple[Tensor, ...]
+    control: Tensor
+
+    @classmethod
+    def zero(cls, grid: Grid, control_mm: float, like: Tensor) -> "_Spline":
+        matrices = tuple(
+            torch.as_tensor(cubic_matrix(n, max(1.0, control_mm / h)), dtype=like.dtype, device=like.device)
+            for n, h in zip(grid.shape, grid.spacing_mm, strict=True)
+        )
+        return cls(matrices, torch.zeros(3, *[m.shape[1] for m in matrices], dtype=like.dtype, device=like.device))
+
+    def at(self, rows: tuple[slice, slice, slice]) -> Float[Tensor, "3 i j k"]:
+        values = self.control
+        for axis, (matrix, part) in enumerate(zip(self.matrices, rows, strict=True), 1):
+            values = torch.tensordot(values, matrix[part], ([axis], [1])).movedim(-1, axis)
+        return values
+
+
+def sum_of(splines: Sequence[_Spline], rows: tuple[slice, slice, slice]) -> Float[Tensor, "3 i j k"]:
+    values = splines[0].at(rows)
+    for spline in splines[1:]:
+        values = values + spline.at(rows)
+    return values
