@@ -29,6 +29,10 @@ BLOCK_MM = 8.0
 """Side of the cubes between which errors of the features count as independent."""
 
 CONVERGED_MM = 0.01
+SCALE = 0.03
+K = 3.0
+DIL = 0
+KEEP = 2
 LEAST_SEEN = 0.4
 """Share of a bone's points that both images must show."""
 
@@ -70,7 +74,7 @@ def poses(
     labels = case.fixed_labels if frame == "fixed" else case.moving_labels
     fixed, moving = Side(case.fixed, case.fixed_mask), Side(case.moving, case.moving_mask)
     reference, other = (fixed, moving) if frame == "fixed" else (moving, fixed)
-    maps = distance_maps(labels, None, reach_mm=plan.shell_mm + 2.0)
+    maps = distance_maps(labels, None, reach_mm=16.0)
     pyramid = [(reference.at(s), other.at(s)) for s in plan.spacings_mm]
     out = {}
     for label in ids:
@@ -90,13 +94,14 @@ def one(label, maps, pyramid, g, plan, frame):
     c = centroid(bone)
     candidates = [g]
     for n, (ref, other) in enumerate(pyramid):
-        p = patch(ref, bone, near, c, plan.shell_mm, plan.points)
+        sp = float(ref.image.grid.spacing_mm.mean())
+        p = patch(ref, bone, near, c, max(plan.shell_mm, K * sp if not n == len(pyramid) - 1 else 0), plan.points if n == len(pyramid) - 1 else 5000)
         last = n == len(pyramid) - 1
         if n == 0 and plan.search_mm > 0:
             candidates = candidates + search(ref, other, bone, near, c, g, plan)
         fits = [fit(p, other, q, plan, last) for q in candidates]
         fits.sort(key=lambda f: f.score)
-        keep = {0: 2}.get(n, 1)
+        keep = {0: KEEP}.get(n, 1)
         candidates = [f.pose for f in fits[:keep]]
     f = fits[0]
     pose, cov = finished(f, p, frame)
@@ -130,7 +135,7 @@ def fit(p: Patch, other: Side, g: Rigid, plan: PosePlan, last: bool) -> Fit:
     radius = float(p.offset.square().sum(0).mean().sqrt())
     unit = np.array([1 / radius] * 3 + [1.0] * 3)
     offset = p.offset
-    scale = None
+    scale = SCALE
     for _ in range(plan.extractions):
         E = described(other.image, g, p.lattice)
         there = g(p.points)
@@ -141,8 +146,6 @@ def fit(p: Patch, other: Side, g: Rigid, plan: PosePlan, last: bool) -> Fit:
         Js = jacobian((slopes(E, p.lattice, p.index) + p.slope) / 2, offset) * torch.as_tensor(unit, dtype=torch.float32)[:, None]
         r = now - p.features
         sq = r.square().mean(0)
-        if scale is None:
-            scale = float(sq[seen].median())
         D = np.eye(4)
         lam = 1e-3
         cost = float((sq / (scale + sq))[seen].mean())
@@ -215,7 +218,7 @@ def turns(angle):
 def search(ref, other, bone, near, c, g, plan, keep=3):
     step = float(ref.image.grid.spacing_mm.mean())
     reach = int(np.ceil(plan.search_mm / step))
-    p = patch(ref, bone, near, c, plan.shell_mm, 600, extra=reach)
+    p = patch(ref, bone, near, c, max(plan.shell_mm, K * step), 400, extra=reach)
     shape = p.lattice.shape
     flat = (p.index[0] * shape[1] + p.index[1]) * shape[2] + p.index[2]
     r = torch.arange(-reach, reach + 1)
@@ -228,13 +231,11 @@ def search(ref, other, bone, near, c, g, plan, keep=3):
         E = described(other.image, base, p.lattice)
         seen_all = other.sees(base(p.lattice.points(torch.float64).flatten(1)))
         at = flat[None] + hop[:, None]
-        diff = torch.zeros(at.shape)
-        for ch in range(12):
-            diff += (E[ch].flatten()[at] - p.features[ch]).square_()
-        diff /= 12
+        rows = E.flatten(1).T.contiguous()
+        diff = rows.index_select(0, at.flatten()).unflatten(0, at.shape).sub_(p.features.T).square_().mean(-1)
         seen = seen_all[at].float()
         share = seen.mean(1)
-        cost = ((diff / (diff + 0.03)) * seen).sum(1) / seen.sum(1).clamp(min=1)
+        cost = ((diff / (diff + SCALE)) * seen).sum(1) / seen.sum(1).clamp(min=1)
         cost[share < 0.6] = np.inf
         vol = cost.reshape(1, 1, 2 * reach + 1, 2 * reach + 1, 2 * reach + 1)
         low = -torch.nn.functional.max_pool3d(-vol, 3, 1, 1)

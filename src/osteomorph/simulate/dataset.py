@@ -25,6 +25,7 @@ from osteomorph.simulate.motion import DIFFICULTIES, Motion
 from osteomorph.simulate.mr import CONTRASTS, draw_mr
 from osteomorph.simulate.soft import MARGIN_MM, RAMP_MM, REACH_MM, blend
 from osteomorph.simulate.texture import TextureBank, texture
+from osteomorph.threads import threads
 
 NODES_MM = 6.0
 """Spacing of the soft field."""
@@ -109,7 +110,11 @@ class SimulatedPairs(IterableDataset[Sample]):
 
     @torch.no_grad()
     def pair(self, number: int, worker: int = 0) -> Sample:
-        """One of the pairs."""
+        """One of the pairs. On one thread, so that the same bits come out wherever it runs; take workers for speed."""
+        with threads(1):
+            return self._pair(number, worker)
+
+    def _pair(self, number: int, worker: int) -> Sample:
         generator = np.random.default_rng((self.seed, worker, number))
         which = int(generator.integers(len(self.atlases)))
         atlas = self.atlases[which]

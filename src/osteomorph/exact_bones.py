@@ -1,0 +1,301 @@
+"""Bones in register: from a rigid start to one exact motion per bone, a soft field around them, and fields for files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from osteomorph.case import Case
+from osteomorph.certificate import Certificate, certify
+from osteomorph.foreground import foreground
+from osteomorph.geometry import Grid, sample
+from osteomorph.image import Image, Labels
+from osteomorph.inputs import Bones
+from osteomorph.lattice import lattice
+from osteomorph.measure import fit_rigid
+from osteomorph.plan import Plan, SoftPlan
+from osteomorph.polyrigid import Polyrigid, from_labels
+from osteomorph.pose import BonePose, poses
+from osteomorph.prepare import resampled_case
+from osteomorph.refine import Progress, refine
+from osteomorph.resampling import regrid, resample
+from osteomorph.soft_field import soft_field
+from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
+
+Side = Literal["fixed", "moving"]
+
+AROUND_MM = 8.0
+"""By which the field of the bones' motion reaches beyond the fixed field of view."""
+
+CERTIFIED = 6_000
+"""Points at which the bones' transform is checked."""
+
+LEAST_POINTS = 60
+"""Voxels of the guess below which a bone's rotation is not read from it."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ExactBones:
+    """T = base after psi.
+
+    poses: bone -> its motion, fixed mm -> moving mm, and how sure it is. base: rigid in every bone. psi: soft tissue's own
+    motion, fixed mm -> fixed mm, the identity in every bone. history: the terms' values at each step of psi.
+    """
+
+    poses: Mapping[int, BonePose]
+    base: Polyrigid
+    psi: Displacement | Velocity
+    history: list[dict[str, float]]
+
+    @cached_property
+    def transform(self) -> Transform:
+        return self.base.after(self.psi)
+
+    @cached_property
+    def flow(self) -> Displacement:
+        """psi as a displacement."""
+        return self.psi.flow if isinstance(self.psi, Velocity) else self.psi
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        return certify(self.base, self.psi.grid, CERTIFIED)
+
+    def rim(self, label: int, points_mm: Float[Tensor, "3 n"]) -> Bool[Tensor, " n"]:
+        """Which fixed points of a bone lie where another bone is too near for both to be rigid."""
+        body = next(body for body in self.base.bodies if body.label == label)
+        return body.region(points_mm) > 1e-4
+
+
+# -- steps ---------------------------------------------------------------------------------------------------------------
+def sides_of(ids: tuple[int, ...], bones: Bones, prepared: Case) -> dict[int, Side]:
+    """Bone -> the label map that says where it is; where both do, the moving one, a CT more often."""
+    present = {
+        "fixed": set() if prepared.fixed_labels is None else set(prepared.fixed_labels.ids()),
+        "moving": set() if prepared.moving_labels is None else set(prepared.moving_labels.ids()),
+    }
+    wanted: list[Side] = ["fixed"] if bones == "fixed" else ["moving"] if bones == "moving" else ["moving", "fixed"]
+    return {label: next(side for side in wanted if label in present[side]) for label in ids if _anywhere(label, wanted, present)}
+
+
+def _anywhere(label: int, wanted: list[Side], present: Mapping[str, set[int]]) -> bool:
+    return any(label in present[side] for side in wanted)
+
+
+def dense_guess(prepared: Case, start: Rigid, plan: Plan, seed: int, progress: Progress | None) -> Transform:
+    """A smooth field that knows no bones, fixed mm -> moving mm, from images at ``plan.guess_mm``."""
+    coarse = replace(
+        Case(_coarser(prepared.fixed, plan.guess_mm), _coarser(prepared.moving, plan.guess_mm)),
+        fixed_mask=_on(prepared.fixed_mask, prepared.fixed.grid.resampled(plan.guess_mm)),
+        moving_mask=_on(prepared.moving_mask, prepared.moving.grid.resampled(plan.guess_mm)),
+    )
+    carried = resampled_case(coarse, start)
+    if carried.fixed_mask is None and plan.guess.foreground:
+        carried = replace(carried, fixed_mask=foreground(carried.fixed))
+    warp, _ = refine(carried, plan.guess, (), seed, progress)
+    return start.after(warp)
+
+
+def _coarser(image: Image, spacing_mm: float) -> Image:
+    return regrid(image, image.grid.resampled(spacing_mm))
+
+
+def _on(mask: Image | None, grid: Grid) -> Image | None:
+    return None if mask is None else resample(mask, Rigid.identity(), grid, outside=0.0)
+
+
+def first_poses(dense: Transform, start: Rigid, prepared: Case, sides: Mapping[int, Side], spacing_mm: float) -> dict[int, Rigid]:
+    """Every bone's best rigid fit to a field, over what of it lies in both fields of view; bones of which nothing does are
+    left out, and those of which hardly anything does follow the rigid start's rotation."""
+    grid = prepared.fixed.grid.resampled(np.maximum(prepared.fixed.grid.spacing_mm, spacing_mm))
+    points = grid.points(torch.float64).flatten(1)
+    there = dense(points)
+    inside = prepared.moving.grid.contains(there)
+    found = {}
+    for side, labels, where in (
+        ("fixed", prepared.fixed_labels, points),
+        ("moving", prepared.moving_labels, there),
+    ):
+        if labels is None:
+            continue
+        ids = sample(labels.data, labels.grid, where, "nearest", 0)[0]
+        for label, own in sides.items():
+            if own != side:
+                continue
+            mask = (ids == label) & inside
+            count = int(mask.sum())
+            if count >= LEAST_POINTS:
+                found[label] = robust_fit(points[:, mask], there[:, mask])
+            elif count > 0:
+                shift = np.eye(4)
+                shift[:3, 3] = (there[:, mask] - start(points[:, mask])).mean(1).numpy()
+                found[label] = Rigid(shift @ start.matrix)
+    return dict(sorted(found.items()))
+
+
+def robust_fit(points: Float[Tensor, "3 n"], moved: Float[Tensor, "3 n"], rounds: int = 4) -> Rigid:
+    """Kabsch's fit to the points that come within 2.5 robust standard deviations of the fit before, at least half of them."""
+    kept = torch.ones_like(points[0], dtype=torch.bool)
+    pose = Rigid(fit_rigid(points, moved)[0])
+    for _ in range(rounds):
+        left = (pose(points) - moved).norm(dim=0)
+        middle = float(left.median())
+        kept = left <= max(2.5 * middle, 1e-6)
+        pose = Rigid(fit_rigid(points[:, kept], moved[:, kept])[0])
+    return pose
+
+
+def refined_poses(
+    prepared: Case, first: Mapping[int, Rigid], plan: Plan, sides: Mapping[int, Side], progress: Progress | None
+) -> dict[int, BonePose]:
+    """Poses fitted to the images, each bone in the frame of its labels."""
+    found: dict[int, BonePose] = {}
+    for side in ("fixed", "moving"):
+        ids = [label for label in first if sides[label] == side]
+        if ids:
+            start = {label: first[label] for label in ids}
+            found |= poses(prepared, start, plan.pose, ids, side, progress)  # type: ignore[arg-type]
+    return dict(sorted(found.items()))
+
+
+def build_base(
+    found: Mapping[int, BonePose], fixed: Labels | None, moving: Labels | None, bones: Bones, spacing_mm: float
+) -> Polyrigid:
+    """The bones' transform. Its margin holds two voxels of the labels and of the fields that are stored."""
+    use_fixed = bones in ("fixed", "both") or moving is None
+    use_moving = bones in ("moving", "both", "auto") and moving is not None
+    used = [labels for labels, wanted in ((fixed, use_fixed), (moving, use_moving)) if wanted and labels is not None]
+    voxel = max(float(np.prod(labels.grid.spacing_mm)) ** (1 / 3) for labels in used)
+    return from_labels(
+        {label: found[label].pose for label in found},
+        fixed if use_fixed else None,
+        moving if use_moving else None,
+        margin_mm=2 * max(voxel, min(spacing_mm, 1.0)),
+    )
+
+
+def relative_field(base: Polyrigid, start: Rigid, grid: Grid) -> Displacement:
+    """start^-1 after base on a grid that reaches a little beyond ``grid``, exact in every bone."""
+    margin = np.ceil(AROUND_MM / grid.spacing_mm).astype(int).tolist()
+    around = grid.padded((margin[0], margin[1], margin[2]))
+    motion = lattice(base, around).vectors
+    back = start.inverse()
+    for k in range(around.shape[0]):  # planes, for memory
+        plane = around.padded((-k, 0, 0), (k + 1 - around.shape[0], 0, 0)).points(torch.float64).flatten(1)
+        motion[:, k] = (back(plane + motion[:, k].flatten(1)) - plane).float().unflatten(1, around.shape[1:])
+    return Displacement(motion, around)
+
+
+def soft_around(
+    prepared: Case, base: Polyrigid, field: Displacement, start: Rigid, plan: SoftPlan, seed: int, progress: Progress | None
+) -> tuple[Displacement | Velocity, list[dict[str, float]]]:
+    """psi, found with the moving image resampled through the bones' transform."""
+    through = resampled_case(prepared, start.after(field), AROUND_MM)
+    return soft_field(through, [body.region for body in base.bodies], plan, seed, progress)
+
+
+# -- fields for files ----------------------------------------------------------------------------------------------------
+def stored_grid(grid: Grid) -> Grid:
+    """Nodes at voxel centres and, where voxels are longer than 1.5 mm, between them; every second one of those below 0.55 mm."""
+    shape, affine = list(grid.shape), grid.affine.copy()
+    for axis, h in enumerate(grid.spacing_mm):
+        parts, skipped = (round(h), 1) if h >= 1.5 else (1, max(1, int(1.1 / h)))
+        shape[axis] = -(-(shape[axis] - 1) * parts // skipped) + 1
+        affine[:3, axis] *= skipped / parts
+    return Grid((shape[0], shape[1], shape[2]), affine)
+
+
+def stored_field(psi: Displacement, field: Displacement, onto: Grid) -> Displacement:
+    """x -> (x + field)(psi(x)) at the nodes of ``onto``: T before the rigid start."""
+    out = torch.empty(3, *onto.shape)
+    for start in range(0, onto.shape[0], 16):
+        slab = onto.padded((-start, 0, 0), (min(0, start + 16 - onto.shape[0]), 0, 0))
+        points = slab.points(torch.float64).flatten(1)
+        out[:, start : start + 16] = (field(psi(points)) - points).float().unflatten(1, slab.shape)
+    return Displacement(out, onto)
+
+
+def stored_inverse(exact: ExactBones, start: Rigid, moving: Grid, seen: Displacement) -> Transform:
+    """T^-1 as the start's inverse, then a field whose nodes are voxel centres of the moving image.
+
+    seen: T before the start. The field covers what of the moving image the fixed field of view shows.
+    """
+    inner = _shown(stored_grid(moving), start.after(seen))
+    motion = lattice(exact.base.inverse(), inner).vectors
+    psi = exact.flow
+    coarse = Displacement(*_every_second(psi)).inverse()
+    onto = inner.moved(start.inverse().matrix)
+    out = torch.empty(3, *onto.shape)
+    for k in range(0, onto.shape[0], 16):
+        cut = ((-k, 0, 0), (min(0, k + 16 - onto.shape[0]), 0, 0))
+        aim = inner.padded(*cut).points(torch.float64).flatten(1)
+        aim = aim + motion[:, k : k + 16].flatten(1)
+        guess = coarse(aim)
+        for _ in range(3):  # psi(x) = aim by fixed-point steps from a good guess
+            guess = guess - (psi(guess) - aim)
+        here = onto.padded(*cut)
+        out[:, k : k + 16] = (guess - here.points(torch.float64).flatten(1)).float().unflatten(1, here.shape)
+    return Displacement(out, onto).after(start.inverse())
+
+
+def _every_second(psi: Displacement) -> tuple[Tensor, Grid]:
+    return psi.vectors[:, ::2, ::2, ::2], psi.grid.strided(2)
+
+
+def _shown(moving: Grid, transform: Transform, margin_mm: float = 6.0) -> Grid:
+    """The part of a grid that holds where the border and the inside of the fixed field of view go."""
+    grid = transform.steps[0].grid  # type: ignore[attr-defined]
+    index = moving.index(transform(grid.strided(4).points(torch.float64).flatten(1)))
+    wide = torch.as_tensor(margin_mm / moving.spacing_mm)
+    low = [max(0, int(v)) for v in (index.amin(1) - wide).floor()]
+    high = [min(n, int(v) + 1) for v, n in zip((index.amax(1) + wide).ceil(), moving.shape, strict=True)]
+    if any(b - a < 2 for a, b in zip(low, high, strict=True)):
+        return moving
+    cut = [b - n for b, n in zip(high, moving.shape, strict=True)]
+    return moving.padded((-low[0], -low[1], -low[2]), (cut[0], cut[1], cut[2]))
+
+
+# -- in words and in numbers ---------------------------------------------------------------------------------------------
+def warnings_of(exact: ExactBones, names: Mapping[int, str]) -> list[str]:
+    """Reasons to look twice at the bones."""
+    out = []
+    for label, bone in exact.poses.items():
+        if not bone.determined:
+            out.append(
+                f"The images do not tell the pose of bone {names.get(label, label)}: it may be off by "
+                f"{bone.rotation_sd_deg:.2g} degrees and {bone.shift_sd_mm:.2g} mm (one standard deviation)."
+            )
+    certificate = exact.certificate
+    touching = [names.get(label, str(label)) for label, count in certificate.rim_voxels.items() if count > 0]
+    if touching:
+        volume = sum(certificate.rim_mm3.values())
+        out.append(
+            f"Bones come so near to another that a rim of {volume:.3g} mm3 is not rigid: {', '.join(touching)}. "
+            "Check the labels where they touch."
+        )
+    if certificate.narrowest_gap_mm is not None and certificate.narrowest_gap_mm < 0:
+        pair = " and ".join(names.get(label, str(label)) for label in certificate.narrowest_pair or ())
+        out.append(f"Bones {pair} run into each other by {-certificate.narrowest_gap_mm:.2g} mm.")
+    return out
+
+
+def certificate_json(exact: ExactBones, metrics: Mapping[str, Any], residual_mm: Mapping[int, float]) -> dict[str, Any]:
+    """What is promised of the whole transform as it is written, and under ``bones_alone`` of the bones' one."""
+    alone = exact.certificate.as_json()
+    return {
+        "residual_mm": dict(residual_mm),
+        "rim_voxels": alone["rim_voxels"],
+        "rim_mm3": alone["rim_mm3"],
+        "least_determinant": metrics["jacobian_min"],
+        "folding_percent": metrics["folding_percent"],
+        "inverse_mean_mm": metrics.get("inverse_error_mean_mm"),
+        "inverse_max_mm": metrics.get("inverse_error_max_mm"),
+        "narrowest_gap_mm": alone["narrowest_gap_mm"],
+        "narrowest_pair": alone["narrowest_pair"],
+        "bones_alone": alone,
+    }
