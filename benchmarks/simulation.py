@@ -119,22 +119,19 @@ def segmentation(pairs: int) -> tuple[list[list[str]], list[str]]:
         pair = simulate(drawn(seed), settings, seed)
         grid = pair.case.fixed.grid.resampled(1.0)
         fixed = resample(pair.fixed_observed, Rigid.identity(), grid)
-        for label in (24,):
-            moved = resample(pair.moving_observed, Rigid(pair.poses[label]), grid)
-            a, b = fixed.mask([label]), moved.mask([label])
-            msd = measure.mean_surface_distance(a, b, grid.spacing_mm)
-            hd = measure.hausdorff(a, b, grid.spacing_mm)
-            rows.append([f"{seed} {anatomy_name(pair, label)}", f"{measure.dice(a, b):.3f}", f"{msd:.3f}", f"{hd:.2f}"])
-            print(*rows[-1], flush=True)
+        label = max(pair.fixed_observed.ids())  # the lowest: L5, where there are five
+        moved = resample(pair.moving_observed, Rigid(pair.poses[label]), grid)
+        a, b = fixed.mask([label]), moved.mask([label])
+        msd = measure.mean_surface_distance(a, b, grid.spacing_mm)
+        hd = measure.hausdorff(a, b, grid.spacing_mm)
+        name = pair.truth.anatomy.names[label]
+        rows.append([f"{seed} {name}", f"{measure.dice(a, b):.3f}", f"{msd:.3f}", f"{hd:.2f}"])
+        print(*rows[-1], flush=True)
     columns = [np.median([float(row[c]) for row in rows]) for c in (1, 2, 3)]
     missed = "" if abs(columns[0] - 0.952) < 0.01 and abs(columns[2] - 1.41) < 0.35 else " **missed**"
     rows.append([f"median{missed}", *(f"{c:.3f}" for c in columns)])
     rows.append(["thesis, rigid on L5", "0.952", "0.245", "1.41"])
     return rows, ["pair", "Dice", "MSD mm", "HD99 mm"]
-
-
-def anatomy_name(pair: SimulatedPair, label: int) -> str:
-    return pair.truth.anatomy.names[label]
 
 
 def speed(count: int) -> tuple[list[list[str]], list[str]]:

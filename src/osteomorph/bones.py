@@ -1,7 +1,7 @@
 """What a transform does to each bone: its best rigid motion, and what is left of it."""
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
@@ -10,14 +10,18 @@ from osteomorph.image import Labels
 from osteomorph.measure import fit_rigid
 from osteomorph.transforms import Rigid, Transform
 
+if TYPE_CHECKING:
+    from osteomorph.exact_bones import ExactBones
+    from osteomorph.pose import BonePose
+
 
 @final
 @dataclass(frozen=True, eq=False)
 class Bone:
     """One bone under a transform, fixed -> moving.
 
-    pose: best rigid fit over the bone's voxels (RAS mm).
-    residual_mm: largest distance between the transform and that pose inside the bone; 0 for an exactly rigid bone.
+    pose: best rigid fit over the bone's voxels (RAS mm), or an exact bone's own.
+    residual_mm: largest distance between the transform and that pose inside the bone; of an exact bone, outside its rim.
     rotation_deg, shift_mm: of the pose, the shift taken at the bone's centroid.
     rotation_after_start_deg, shift_after_start_mm: the same without the rigid start.
     """
@@ -32,6 +36,10 @@ class Bone:
     rotation_after_start_deg: float
     shift_after_start_mm: tuple[float, float, float]
     volume_mm3: float
+    found: "BonePose | None" = None
+    """How an exact bone's pose was found."""
+    rim_voxels: int = 0
+    """Of the bone's voxels, those in its rim."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -44,22 +52,41 @@ class Bone:
             "displacement_after_start_mm": list(self.shift_after_start_mm),
             "rigidity_residual_mm": self.residual_mm,
             "rigidity_residual_rms_mm": self.residual_rms_mm,
-            "uncertainty": None,
+            "uncertainty": None
+            if self.found is None
+            else {
+                "rotation_sd_deg": self.found.rotation_sd_deg,
+                "shift_sd_mm": self.found.shift_sd_mm,
+                "determined": self.found.determined,
+            },
+            "rim_voxels": self.rim_voxels,
             "volume_mm3": self.volume_mm3,
         }
 
 
-def bones_under(transform: Transform, start: Rigid, labels: Labels, ids: tuple[int, ...]) -> tuple[Bone, ...]:
-    """Every bone of a label map in fixed space (the fixed labels, or the moving ones already pulled back)."""
+def bones_under(
+    transform: Transform, start: Rigid, labels: Labels, ids: tuple[int, ...], exact: "ExactBones | None" = None
+) -> tuple[Bone, ...]:
+    """Every bone of a label map in fixed space (the fixed labels, or the moving ones already pulled back).
+
+    exact: what made the transform; its bones are held against their own poses.
+    """
     found = []
     points = labels.grid.points(torch.float64)
     for label in ids:
         mask = labels.data[0] == label
-        if int(mask.sum()) < 4:  # fewer points leave a rotation undetermined
+        known = exact is not None and label in exact.poses
+        if int(mask.sum()) < (1 if known else 4):  # fewer points leave a rotation undetermined
             continue
         here = points[:, mask]
-        matrix, largest, rms = fit_rigid(here, transform(here))
-        pose = Rigid(matrix)
+        rim = torch.zeros(here.shape[1], dtype=torch.bool)
+        if exact is not None and known:
+            pose, rim = exact.poses[label].pose, exact.rim(label, here)
+            left = (transform(here[:, ~rim]) - pose(here[:, ~rim])).norm(dim=0)
+            largest, rms = (float(left.max()), float(left.square().mean().sqrt())) if left.numel() else (0.0, 0.0)
+        else:
+            matrix, largest, rms = fit_rigid(here, transform(here))
+            pose = Rigid(matrix)
         relative = start.inverse().after(pose)
         assert isinstance(relative, Rigid)
         centroid = here.mean(1, keepdim=True)
@@ -75,6 +102,8 @@ def bones_under(transform: Transform, start: Rigid, labels: Labels, ids: tuple[i
                 rotation_after_start_deg=relative.angle_deg,
                 shift_after_start_mm=_triple(relative(centroid) - centroid),
                 volume_mm3=float(mask.sum()) * float(np.prod(labels.grid.spacing_mm)),
+                found=exact.poses[label] if exact is not None and known else None,
+                rim_voxels=int(rim.sum()),
             )
         )
     return tuple(found)

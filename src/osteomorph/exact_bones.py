@@ -80,7 +80,9 @@ def sides_of(ids: tuple[int, ...], bones: Bones, prepared: Case) -> dict[int, Si
         "moving": set() if prepared.moving_labels is None else set(prepared.moving_labels.ids()),
     }
     wanted: list[Side] = ["fixed"] if bones == "fixed" else ["moving"] if bones == "moving" else ["moving", "fixed"]
-    return {label: next(side for side in wanted if label in present[side]) for label in ids if _anywhere(label, wanted, present)}
+    return {
+        label: next(side for side in wanted if label in present[side]) for label in ids if _anywhere(label, wanted, present)
+    }
 
 
 def _anywhere(label: int, wanted: list[Side], present: Mapping[str, set[int]]) -> bool:
@@ -109,7 +111,9 @@ def _on(mask: Image | None, grid: Grid) -> Image | None:
     return None if mask is None else resample(mask, Rigid.identity(), grid, outside=0.0)
 
 
-def first_poses(dense: Transform, start: Rigid, prepared: Case, sides: Mapping[int, Side], spacing_mm: float) -> dict[int, Rigid]:
+def first_poses(
+    dense: Transform, start: Rigid, prepared: Case, sides: Mapping[int, Side], spacing_mm: float
+) -> dict[int, Rigid]:
     """Every bone's best rigid fit to a field, over what of it lies in both fields of view; bones of which nothing does are
     left out, and those of which hardly anything does follow the rigid start's rotation."""
     grid = prepared.fixed.grid.resampled(np.maximum(prepared.fixed.grid.spacing_mm, spacing_mm))
@@ -195,7 +199,16 @@ def soft_around(
     prepared: Case, base: Polyrigid, field: Displacement, start: Rigid, plan: SoftPlan, seed: int, progress: Progress | None
 ) -> tuple[Displacement | Velocity, list[dict[str, float]]]:
     """psi, found with the moving image resampled through the bones' transform."""
-    through = resampled_case(prepared, start.after(field), AROUND_MM)
+    transform = start.after(field)
+    known = Image(torch.ones_like(prepared.moving.data[:1]), prepared.moving.grid)
+    through = Case(
+        prepared.fixed,
+        resample(prepared.moving, transform, field.grid, outside="border"),  # a step there would look like anatomy
+        fixed_mask=prepared.fixed_mask,
+        moving_mask=resample(
+            known if prepared.moving_mask is None else prepared.moving_mask, transform, field.grid, outside=0.0
+        ),
+    )
     return soft_field(through, [body.region for body in base.bodies], plan, seed, progress)
 
 

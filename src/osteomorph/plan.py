@@ -142,7 +142,16 @@ class Plan(_Stage):
     name: str = "default"
     prepare: PreparePlan = PreparePlan()
     initialise: InitialisePlan = InitialisePlan()
+    bones: Literal["exact", "penalty"] = "penalty"
+    """How bones are held: one rigid motion each, or by the rigidity penalty's weight."""
     refine: RefinePlan = RefinePlan()
+    """The field where bones are not exact."""
+    guess_mm: float = Field(default=2.0, gt=0)
+    """Spacing of the images on which exact bones are first looked for."""
+    guess: RefinePlan = RefinePlan()
+    """The field from which exact bones' first poses are read."""
+    pose: PosePlan = PosePlan()
+    soft: SoftPlan = SoftPlan()
     interpolation: Literal["linear", "bspline"] = "bspline"
     """Of the moved image that is written; registration itself interpolates linearly."""
     seed: int = 0

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from osteomorph.errors import InputError
-from osteomorph.plan import InitialisePlan, Level, Plan, PreparePlan, RefinePlan, Weights
+from osteomorph.plan import InitialisePlan, Level, Plan, PreparePlan, RefinePlan, SoftPlan, Weights
 
 THESIS_LEVELS = (
     Level(control_mm=16, iterations=60, step_mm=1.0, samples=150_000, smooth_mm=2.0),
@@ -13,9 +13,34 @@ THESIS_LEVELS = (
 
 
 def default() -> Plan:
-    """What `register` runs: MIND and mutual information on a B-spline field, bones held by the rigidity penalty."""
+    """What `register` runs: every bone exactly rigid, a soft field around them; without labels the field of ``penalty``."""
+    return penalty().model_copy(
+        update={
+            "name": "default",
+            "bones": "exact",
+            "guess": RefinePlan(
+                field_spacing_mm=4.0,
+                levels=(
+                    Level(control_mm=24, iterations=30, step_mm=1.5, smooth_mm=3.0, bending_factor=2.0),
+                    Level(control_mm=14, iterations=30, step_mm=0.8, smooth_mm=1.0),
+                ),
+                weights=Weights(mind=60.0, mutual_information=1.0, diffusion=0.5, bending=100.0),
+            ),
+            "soft": SoftPlan(
+                levels=(
+                    Level(control_mm=20, iterations=35, step_mm=0.7, smooth_mm=2.0, bending_factor=2.0),
+                    Level(control_mm=12, iterations=35, step_mm=0.4, smooth_mm=1.0),
+                ),
+                weights=Weights(mind=60.0, mutual_information=3.0, bending=60.0),
+            ),
+        }
+    )
+
+
+def penalty() -> Plan:
+    """MIND and mutual information on a B-spline field, bones held by the rigidity penalty."""
     return Plan(
-        name="default",
+        name="penalty",
         refine=RefinePlan(
             levels=(
                 Level(control_mm=20, iterations=40, step_mm=1.2, smooth_mm=3.0, bending_factor=2.0),
@@ -33,8 +58,8 @@ def rigid() -> Plan:
 
 
 def diffeomorphic() -> Plan:
-    """The default over a stationary velocity field: slower, invertible by construction."""
-    base = default()
+    """``penalty`` over a stationary velocity field: slower, invertible by construction."""
+    base = penalty()
     return base.model_copy(update={"name": "diffeomorphic", "refine": base.refine.model_copy(update={"field": "velocity"})})
 
 
@@ -77,7 +102,7 @@ def thesis_ws_rp() -> Plan:
 
 _RECIPES: dict[str, Callable[[], Plan]] = {
     function.__name__.replace("_", "-"): function
-    for function in (default, rigid, diffeomorphic, thesis_us, thesis_us_rp, thesis_ws, thesis_ws_rp)
+    for function in (default, penalty, rigid, diffeomorphic, thesis_us, thesis_us_rp, thesis_ws, thesis_ws_rp)
 }
 
 

@@ -28,11 +28,13 @@ def write_result(registration: "Registration", folder: Path, overwrite: bool, co
         write_image(out / "moved.nii.gz", registration.moved())
         if registration.moved_labels is not None:
             write_image(out / "moved_labels.nii.gz", registration.moved_labels)
-        write_displacement(out / "displacement.nii.gz", registration.transform, registration.case.fixed.grid)
-        write_transform(out / "transform.h5", registration.transform)
-        write_transform(out / "inverse.h5", registration.inverse)
+        write_displacement(out / "displacement.nii.gz", registration.stored, registration.case.fixed.grid)
+        write_transform(out / "transform.h5", registration.stored)
+        write_transform(out / "inverse.h5", registration.stored_inverse)
         bones = [bone.as_json() for bone in registration.bones]
-        write_json(out / "bones.json", {"exact": False, "frame": "RAS mm, fixed -> moving", "bones": bones})
+        write_json(
+            out / "bones.json", {"exact": registration.exact is not None, "frame": "RAS mm, fixed -> moving", "bones": bones}
+        )
         content = describe(registration, command)
         content["seconds"]["write"] = round(time.perf_counter() - began, 3)
         write_json(out / "result.json", content)
@@ -52,7 +54,7 @@ def describe(registration: "Registration", command: Sequence[str] | None = None)
         "command": list(command) if command is not None else None,
         "direction": "transform.h5 and displacement.nii.gz map fixed points to moving points; inverse.h5 maps back",
         "units": "mm; RAS+ in JSON files and in displacement.nii.gz (intent 1006), LPS inside ITK .h5 files",
-        "exact": False,
+        "exact": registration.exact is not None,
         "seed": plan.seed,
         "device": registration.device,
         "threads": torch.get_num_threads(),
@@ -68,6 +70,7 @@ def describe(registration: "Registration", command: Sequence[str] | None = None)
         "plan_sha256": plan.digest(),
         "terms": {"first": history[0], "last": history[-1]} if history else {},
         "metrics": registration.metrics,
+        "certificate": registration.certificate,
         "seconds": {stage: round(value, 3) for stage, value in registration.seconds.items()},
         "peak_memory_bytes": peak_bytes(),
         "passed": registration.passed,

@@ -14,6 +14,21 @@ from osteomorph import fields
 from osteomorph.bones import Bone, bones_under
 from osteomorph.case import Case
 from osteomorph.errors import InputError
+from osteomorph.exact_bones import (
+    ExactBones,
+    build_base,
+    certificate_json,
+    dense_guess,
+    first_poses,
+    refined_poses,
+    relative_field,
+    sides_of,
+    soft_around,
+    stored_field,
+    stored_grid,
+    stored_inverse,
+    warnings_of,
+)
 from osteomorph.foreground import foreground
 from osteomorph.geometry import overlap_mm3
 from osteomorph.image import Image, Labels
@@ -22,7 +37,7 @@ from osteomorph.inputs import BoneLabels, Bones, ImageSource, LabelSource, MaskS
 from osteomorph.measure import dice, hausdorff
 from osteomorph.objective import Alignment
 from osteomorph.plan import Plan, RefinePlan
-from osteomorph.prepare import prepare, resampled_case
+from osteomorph.prepare import moved_case, prepare, resampled_case
 from osteomorph.recipes import recipe, recipe_names
 from osteomorph.refine import Progress
 from osteomorph.refine import refine as optimise
@@ -69,7 +84,8 @@ def register(
     if seed is not None:
         chosen = chosen.model_copy(update={"seed": seed})
     if not refine:
-        chosen = chosen.model_copy(update={"refine": chosen.refine.model_copy(update={"levels": ()})})
+        rest = chosen.refine.model_copy(update={"levels": ()})
+        chosen = chosen.model_copy(update={"refine": rest, "bones": "penalty"})
     clock = _Clock(progress)
     with limited(threads):
         with clock("read"):
@@ -80,12 +96,20 @@ def register(
             prepared = prepare(only_bones(case, ids), chosen.prepare)
         with clock("rigid start"):
             start = _start(prepared, chosen, initial, given)
-        with clock("refine"):
-            there = prepared.moving.grid.moved(start.rigid.inverse().matrix)
-            if overlap_mm3(prepared.fixed.grid, there) == 0:
-                raise InputError(
-                    "The fields of view do not overlap after the rigid start. Give labels of both images or --initial."
+        there = prepared.moving.grid.moved(start.rigid.inverse().matrix)
+        if overlap_mm3(prepared.fixed.grid, there) == 0:
+            raise InputError(
+                "The fields of view do not overlap after the rigid start. Give labels of both images or --initial."
+            )
+        if chosen.bones == "exact" and ids.rigid:
+            found = _exact(case, prepared, start.rigid, chosen, ids.rigid, bones, clock)
+            if found is not None:
+                exact, warp = found
+                carried = moved_case(prepared, start.rigid)
+                return Registration(
+                    case, start, warp, chosen, ids.rigid, carried, exact.history, clock.seconds, hashes, "cpu", exact
                 )
+        with clock("refine"):
             carried = resampled_case(prepared, start.rigid)
             if carried.fixed_mask is None and chosen.refine.foreground:
                 carried = replace(carried, fixed_mask=foreground(carried.fixed))
@@ -115,26 +139,40 @@ class Registration:
     seconds: dict[str, float]
     hashes: dict[str, str] = field(repr=False)
     device: str
+    exact: ExactBones | None = field(default=None, repr=False)
+    """The bones' poses and what the transform is made of, where each bone is exactly rigid; ``warp`` then samples it."""
 
     @cached_property
     def transform(self) -> Transform:
-        """T = start after warp: fixed mm -> moving mm."""
-        return self.start.rigid.after(self.warp)
+        """T, fixed mm -> moving mm: start after warp; where bones are exact, the exact function itself."""
+        return self.stored if self.exact is None else self.exact.transform
 
     @cached_property
     def inverse(self) -> Transform:
         """Moving mm -> fixed mm."""
         return self.transform.inverse()
 
+    @cached_property
+    def stored(self) -> Transform:
+        """T as files hold it and images are resampled with: start after warp."""
+        return self.start.rigid.after(self.warp)
+
+    @cached_property
+    def stored_inverse(self) -> Transform:
+        """Its inverse, as files hold it."""
+        if self.exact is None or not isinstance(self.warp, Displacement):
+            return self.stored.inverse()
+        return stored_inverse(self.exact, self.start.rigid, self.case.moving.grid, self.warp)
+
     def moved(self) -> Image:
         """The moving image on the fixed grid, in the plan's interpolation; its minimum beyond its field of view."""
-        return resample(self.case.moving, self.transform, self.case.fixed.grid, self.plan.interpolation)
+        return resample(self.case.moving, self.stored, self.case.fixed.grid, self.plan.interpolation)
 
     @cached_property
     def moved_labels(self) -> Labels | None:
         """The moving labels on the fixed grid."""
         labels = self.case.moving_labels
-        return None if labels is None else resample(labels, self.transform, self.case.fixed.grid)
+        return None if labels is None else resample(labels, self.stored, self.case.fixed.grid)
 
     @cached_property
     def bones(self) -> tuple[Bone, ...]:
@@ -142,7 +180,15 @@ class Registration:
         labels = self.moved_labels if self.moved_labels is not None else self.case.fixed_labels
         if labels is None:
             return ()
-        return bones_under(self.transform, self.start.rigid, labels, self.rigid_labels or tuple(labels.ids()))
+        ids = self.rigid_labels or tuple(labels.ids())
+        return bones_under(self.stored, self.start.rigid, labels, ids, self.exact)
+
+    @cached_property
+    def certificate(self) -> dict[str, Any] | None:
+        """What is promised of exact bones and of the transform around them, as ``result.json`` holds it."""
+        if self.exact is None:
+            return None
+        return certificate_json(self.exact, self.metrics, {bone.label: bone.residual_mm for bone in self.bones})
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -159,10 +205,10 @@ class Registration:
             out[name] = float(mutual_information(at.fixed_values()[0], at.moved_values()[0], at.weight))
         lattice = self.case.fixed.grid.resampled(self.case.fixed.grid.size_mm / 40)
         points = lattice.points(torch.float64).flatten(1)
-        there = self.transform(points)
+        there = self.stored(points)
         inside = self.case.moving.grid.contains(there)
         if inside.any():
-            error = (self.inverse(there[:, inside]) - points[:, inside]).norm(dim=0)
+            error = (self.stored_inverse(there[:, inside]) - points[:, inside]).norm(dim=0)
             out["inverse_error_mean_mm"], out["inverse_error_max_mm"] = float(error.mean()), float(error.max())
         if self.case.fixed_labels is not None and self.moved_labels is not None:
             spacing = self.case.fixed.grid.spacing_mm
@@ -187,7 +233,14 @@ class Registration:
         lost = sorted(set(self.rigid_labels) - {bone.label for bone in self.bones})
         if lost:
             found.append(f"No voxel of bone {', '.join(map(str, lost))} lies in the fixed field of view.")
+        if self.exact is not None:
+            found.extend(warnings_of(self.exact, self._names))
         return tuple(found)
+
+    @property
+    def _names(self) -> dict[int, str]:
+        maps = (self.case.fixed_labels, self.case.moving_labels)
+        return {label: labels.name(label) for labels in maps if labels is not None for label in self.rigid_labels}
 
     @property
     def passed(self) -> bool:
@@ -212,6 +265,34 @@ def as_plan(plan: str | Path | Plan) -> Plan:
         return recipe(plan)
     path = Path(plan)
     return Plan.read(path) if path.suffix in (".toml", ".json") else recipe(str(plan))
+
+
+def _exact(
+    case: Case, prepared: Case, start: Rigid, plan: Plan, ids: tuple[int, ...], bones: Bones, clock: "_Clock"
+) -> tuple[ExactBones, Displacement] | None:
+    """Exact bones, and the whole transform before the rigid start, sampled for files; None where no bone is in view."""
+    sides = sides_of(ids, bones, prepared)
+    with clock("guess"):
+        dense = dense_guess(prepared, start, plan, plan.seed, clock.told("guess"))
+    with clock("poses"):
+        first = first_poses(dense, start, prepared, sides, plan.guess_mm)
+        if not first:
+            return None
+        found = refined_poses(prepared, first, plan, sides, clock.told("poses"))
+    with clock("bones"):
+        base = build_base(found, case.fixed_labels, case.moving_labels, bones, plan.prepare.spacing_mm)
+        field = relative_field(base, start, prepared.fixed.grid)
+    with clock("soft"):
+        if prepared.fixed_mask is None:
+            prepared = replace(prepared, fixed_mask=foreground(prepared.fixed))
+        psi, history = soft_around(prepared, base, field, start, plan.soft, plan.seed, clock.told("soft"))
+    exact = ExactBones(found, base, psi, history)
+    with clock("store"):
+        onto = stored_grid(case.fixed.grid)
+        if not onto.isclose(prepared.fixed.grid):
+            field = relative_field(base, start, onto)
+        warp = stored_field(exact.flow, field, onto)
+    return exact, warp
 
 
 def _start(prepared: Case, plan: Plan, initial: object, given: Rigid | None) -> Start:
@@ -277,9 +358,15 @@ class _Clock:
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         began = time.perf_counter()
-        if self.progress is not None and stage != "refine":
+        stepped = stage in ("refine", "guess", "soft")  # these tell every step
+        if self.progress is not None and not stepped:
             self.progress(stage, 0, 1)
         yield
         self.seconds[stage] = time.perf_counter() - began
-        if self.progress is not None and stage != "refine":
+        if self.progress is not None and not stepped:
             self.progress(stage, 1, 1)
+
+    def told(self, stage: str) -> Progress | None:
+        """The listener, told under the name of a stage."""
+        tell = self.progress
+        return None if tell is None else lambda _, done, total: tell(stage, done, total)
