@@ -75,6 +75,8 @@ class Level(_Stage):
     """Gaussian smoothing of both images before this level."""
     bending_factor: float = Field(default=1.0, ge=0)
     """Multiplies the bending weight."""
+    mind_factor: float = Field(default=1.0, ge=0)
+    """Multiplies MIND's weight; 0 leaves MIND out of this level, which is then much quicker."""
 
 
 class RefinePlan(_Stage):
@@ -100,19 +102,20 @@ class RefinePlan(_Stage):
 class PosePlan(_Stage):
     """Six degrees of freedom per bone from the images."""
 
-    spacings_mm: tuple[float, ...] = (4.0, 2.0, 1.0)
+    spacings_mm: tuple[float, ...] = Field(default=(3.0, 2.0, 1.0), min_length=1)
     """Resolutions, coarse to fine."""
     shell_mm: float = Field(default=4.0, ge=0)
-    """What is looked at around a bone, at most to the middle of the gap to the next one."""
+    """What is looked at around a bone at the finest resolution, at most to the middle of the gap to the next one; wider in
+    proportion at coarser ones."""
     search_mm: float = Field(default=16.0, ge=0)
     """Shifts tried along each axis at the coarsest resolution; 0 trusts the start."""
     search_deg: float = Field(default=12.0, ge=0)
     """Rotations tried there."""
-    points: int = Field(default=16_000, ge=100)
+    points: int = Field(default=10_000, ge=100)
     """At most that many voxels of a bone and its shell are compared."""
     extractions: int = Field(default=5, ge=1)
     """Times per resolution that the moving image is described anew under the current pose."""
-    iterations: int = Field(default=4, ge=1)
+    iterations: int = Field(default=3, ge=1)
     """Gauss-Newton steps between two of them."""
     largest_sd_mm: float = Field(default=0.5, gt=0)
     """Standard deviation of a bone's points under any rotation or shift from which on it counts as not determined."""

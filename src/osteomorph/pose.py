@@ -1,6 +1,8 @@
-"""Six degrees of freedom per bone from two images of different contrast, or from a dense field.
+"""Six degrees of freedom per bone: from two images of different contrast, or from a dense field.
 
-Gauss-Newton with Levenberg's damping on robust differences of MIND-SSC (Heinrich et al., 2013) in the bone and a thin shell.
+Gauss-Newton steps with Levenberg-Marquardt damping on robust differences (Geman and McClure, 1987) of MIND-SSC (Heinrich et
+al., 2013) in a bone and a shell around it, coarse to fine. The other image is described anew under the current pose, since
+a description looks along array axes and so does not turn with the image.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,29 +19,64 @@ from osteomorph.distances import DistanceMap, distance_maps
 from osteomorph.errors import InputError
 from osteomorph.geometry import sample
 from osteomorph.image import Labels
-from osteomorph.measure import fit_rigid
 from osteomorph.plan import PosePlan
-from osteomorph.pose_features import Patch, Side, about, described, jacobian, patch, slopes, taken
+from osteomorph.pose_features import Patch, Side, about, described, jacobian, patch, search, slopes, taken
 from osteomorph.transforms import Displacement, Rigid, Transform
 
 Frame = Literal["fixed", "moving"]
 Progress = Callable[[str, int, int], None]
 
+TUKEY_MM = 2.0
+"""Residual from which on a point of a dense field has no say in the rigid fit."""
+
+SCALE = 0.03
+"""Mean squared feature difference at which a point's say is a quarter of what it is at 0."""
+
+CONVERGED_MM = 0.01
+"""RMS motion of a bone's points below which no further step is taken."""
+
+LEAST_SEEN = 0.4
+"""Share of a bone's points that the other image has to show."""
+
 BLOCK_MM = 8.0
 """Side of the cubes between which errors of the features count as independent."""
 
-CONVERGED_MM = 0.01
-SCALE = 0.03
-K = 3.0
-DIL = 0
-KEEP = 2
-LEAST_SEEN = 0.4
-"""Share of a bone's points that both images must show."""
+INFLATION = 4.0
+"""Of the covariance: what the features share in error (contrast, chemical shift) beyond a cube. From simulated pairs, where
+with it the median of e^T C^-1 e / 6 is that of the distribution with six degrees of freedom, 0.9."""
+
+WEAKEST = 1e-6
+"""Eigenvalues of the information, points' motion per mm, are kept above this share of the largest."""
+
+AMBIGUOUS = 0.01
+"""Difference of score within which two poses are told apart by chance."""
+
+COARSE_POINTS = 5_000
+"""Compared at most at all but the finest resolution."""
+
+CLEAR = 0.17
+"""Gain over features that have nothing to do with each other from which on a pose is believed without a search."""
+
+CHANCE = 0.08
+"""Gain up to which a fit may be chance."""
+
+KEPT = 3
+"""Poses of the coarsest resolution that go on to the next one."""
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class BonePose:
+    """Where a bone went.
+
+    pose: fixed mm -> moving mm of the case it was estimated in.
+    covariance: (6, 6) of a small motion before the pose: rotation vector in rad about the bone's centroid, along the axes of
+        the fixed world (RAS), then shift in mm. Infinite on the diagonal where the images showed too little of the bone.
+    determined: False where the images do not tell a rotation or shift, a pose elsewhere fits as well, or the fit ran away
+        (then, and where a bone is not seen, the pose is that of the start).
+    score: robust mean difference of the features at the end, 0 to 1; infinite where the bone is not seen.
+    """
+
     label: int
     pose: Rigid
     covariance: np.ndarray
@@ -48,21 +85,69 @@ class BonePose:
 
     @property
     def rotation_sd_deg(self) -> float:
-        return float(np.degrees(np.sqrt(np.linalg.eigvalsh(self.covariance[:3, :3])[-1])))
+        """Largest standard deviation of the rotation, about any axis."""
+        return float(np.degrees(_largest_sd(self.covariance[:3, :3])))
 
     @property
     def shift_sd_mm(self) -> float:
-        return float(np.sqrt(np.linalg.eigvalsh(self.covariance[3:, 3:])[-1]))
+        """Largest standard deviation of the centroid's place, along any axis."""
+        return _largest_sd(self.covariance[3:, 3:])
 
 
-@dataclass(frozen=True)
-class Fit:
-    pose: Rigid  # reference -> other
-    score: float
-    bread: np.ndarray
-    meat: np.ndarray
+def _largest_sd(covariance: np.ndarray) -> float:
+    if not np.isfinite(covariance).all():
+        return float("inf")
+    return float(np.sqrt(max(0.0, np.linalg.eigvalsh(covariance)[-1])))
 
 
+# -- from a dense field ---------------------------------------------------------------------------------------------------
+def procrustes(field: Transform, labels: Labels, ids: Sequence[int], frame: Frame, rounds: int = 10) -> dict[int, Rigid]:
+    """Per bone the rigid motion nearest to a transform: least squares, reweighted by Tukey's biweight of 2 mm.
+
+    frame: space of ``labels``; moving labels are taken back by the transform's inverse. Result: fixed mm -> moving mm.
+    Raises InputError where a label has fewer than four voxels.
+    """
+    there = field if frame == "fixed" else field.inverse()
+    out = {}
+    for label in ids:
+        mask = labels.data[0] == label
+        if int(mask.sum()) < 4:
+            raise InputError(f"Label {label} has fewer than four voxels, too few for a rotation. Leave it out of the bones.")
+        points = labels.grid.world(mask.nonzero().T.double())
+        points = points[:, :: max(1, points.shape[1] // 20_000)]
+        fitted = Rigid(_robust_fit(points.numpy(), there(points).double().numpy(), rounds))
+        out[label] = fitted if frame == "fixed" else fitted.inverse()
+    return out
+
+
+def _robust_fit(a: np.ndarray, b: np.ndarray, rounds: int) -> np.ndarray:
+    # from the median shift: a plain fit may be so far off that every residual is beyond Tukey's
+    weight = _tukey(np.linalg.norm(b - a - np.median(b - a, axis=1, keepdims=True), axis=0), TUKEY_MM)
+    matrix = np.eye(4)
+    for _ in range(rounds):
+        matrix = _weighted_fit(a, b, weight)
+        left = np.linalg.norm(matrix[:3, :3] @ a + matrix[:3, 3:] - b, axis=0)
+        weight = _tukey(left, TUKEY_MM)
+    return matrix
+
+
+def _tukey(residual: np.ndarray, limit: float) -> np.ndarray:
+    """Biweight; where the limit leaves less than half of the points, twice the median stands for it."""
+    limit = max(limit, 2 * float(np.median(residual)))
+    return np.where(residual < limit, (1 - (residual / limit) ** 2) ** 2, 0.0)
+
+
+def _weighted_fit(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    share = weight / weight.sum()
+    centre_a, centre_b = (a * share).sum(1, keepdims=True), (b * share).sum(1, keepdims=True)
+    u, _, vt = np.linalg.svd(((b - centre_b) * share) @ (a - centre_a).T)
+    matrix = np.eye(4)
+    matrix[:3, :3] = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
+    matrix[:3, 3] = (centre_b - matrix[:3, :3] @ centre_a)[:, 0]
+    return matrix
+
+
+# -- from images ----------------------------------------------------------------------------------------------------------
 def poses(
     case: Case,
     start: Mapping[int, Rigid],
@@ -71,184 +156,199 @@ def poses(
     frame: Frame,
     progress: Progress | None = None,
 ) -> dict[int, BonePose]:
+    """Where each bone went, fixed mm -> moving mm, from the images of a prepared case (intensities about [0, 1]).
+
+    start: per bone a first guess. frame: which label map says where the bone is; the other image is carried onto the lattice
+    of that one's. Bones are independent of each other, and nothing is random.
+
+    Raises InputError: no labels in that frame, a label without voxels, or no start for it. A bone that the images do not show
+    keeps its start, with ``determined`` False.
+    """
     labels = case.fixed_labels if frame == "fixed" else case.moving_labels
+    if labels is None:
+        raise InputError(f"There are no {frame} labels to say where bone is. Give them, or use the other frame.")
+    missing = sorted(set(ids) - set(labels.ids()))
+    if missing:
+        raise InputError(f"The {frame} labels have no voxel of label {missing[0]}. Leave the bone out, or use the other frame.")
+    unstarted = sorted(set(ids) - set(start))
+    if unstarted:
+        raise InputError(f"Bone {unstarted[0]} has no start. Give one rigid transform per bone.")
     fixed, moving = Side(case.fixed, case.fixed_mask), Side(case.moving, case.moving_mask)
     reference, other = (fixed, moving) if frame == "fixed" else (moving, fixed)
-    maps = distance_maps(labels, None, reach_mm=16.0)
-    pyramid = [(reference.at(s), other.at(s)) for s in plan.spacings_mm]
+    widest = plan.shell_mm * max(plan.spacings_mm) / plan.spacings_mm[-1]
+    maps = distance_maps(labels, reach_mm=widest + 2.0)
+    levels = [(reference.at(s), other.at(s)) for s in plan.spacings_mm]
     out = {}
-    for label in ids:
-        g = start[label] if frame == "fixed" else start[label].inverse()
-        out[label] = one(label, maps, pyramid, g, plan, frame)
+    for n, label in enumerate(ids):
+        if progress is not None:
+            progress("pose", n, len(ids))
+        out[label] = _bone_pose(label, maps, levels, start[label], plan, frame)
+    if progress is not None:
+        progress("pose", len(ids), len(ids))
     return out
 
 
-def centroid(bone):
-    inside = bone.inside.nonzero().T.double()
-    return bone.grid.world(inside).mean(1).numpy()
+@final
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """A pose, reference mm -> other mm, its score, and its covariance about the patch's centre.
+
+    gain: share by which the score is below that of the same features at points that do not belong together.
+    """
+
+    pose: Rigid
+    score: float
+    gain: float
+    covariance: np.ndarray
 
 
-def one(label, maps, pyramid, g, plan, frame):
-    bone = maps[label]
-    near = [m for k, m in maps.items() if k != label]
-    c = centroid(bone)
-    candidates = [g]
-    for n, (ref, other) in enumerate(pyramid):
-        sp = float(ref.image.grid.spacing_mm.mean())
-        p = patch(ref, bone, near, c, max(plan.shell_mm, K * sp if not n == len(pyramid) - 1 else 0), plan.points if n == len(pyramid) - 1 else 5000)
-        last = n == len(pyramid) - 1
-        if n == 0 and plan.search_mm > 0:
-            candidates = candidates + search(ref, other, bone, near, c, g, plan)
-        fits = [fit(p, other, q, plan, last) for q in candidates]
-        fits.sort(key=lambda f: f.score)
-        keep = {0: KEEP}.get(n, 1)
-        candidates = [f.pose for f in fits[:keep]]
-    f = fits[0]
-    pose, cov = finished(f, p, frame)
-    radius = float(p.offset.square().sum(0).mean().sqrt())
-    scale = np.array([radius] * 3 + [1.0] * 3)
-    worst = np.sqrt(np.linalg.eigvalsh(cov * np.outer(scale, scale))[-1])
-    return BonePose(label, pose, cov, bool(worst <= plan.largest_sd_mm), f.score)
-
-
-def finished(f, p, frame):
-    radius = float(p.offset.square().sum(0).mean().sqrt())
-    scale = np.array([radius] * 3 + [1.0] * 3)
-    A = f.bread / np.outer(scale, scale)
-    M = f.meat / np.outer(scale, scale)
-    values, vectors = np.linalg.eigh(A)
-    values = np.maximum(values, 1e-6 * max(values[-1], 1e-12))
-    inv = vectors / values @ vectors.T
-    cov = inv @ M @ inv / np.outer(scale, scale)
-    pose = f.pose if frame == "fixed" else f.pose.inverse()
+def _bone_pose(
+    label: int, maps: Mapping[int, DistanceMap], levels: list[tuple[Side, Side]], start: Rigid, plan: PosePlan, frame: Frame
+) -> BonePose:
+    first = start if frame == "fixed" else start.inverse()
+    lost = BonePose(label, start, np.diag([np.inf] * 6), False, float("inf"))
+    others = [found for k, found in maps.items() if k != label]
+    shells = [plan.shell_mm * s / plan.spacings_mm[-1] for s in plan.spacings_mm]
+    most = [min(plan.points, COARSE_POINTS)] * (len(levels) - 1) + [plan.points]
+    patches = [patch(r, maps[label], others, *more) for (r, _), *more in zip(levels, shells, most, strict=True)]
+    seen = [found for found in patches if found is not None]
+    if len(seen) < len(levels):
+        return lost
+    coarse = [(here, other) for here, (_, other) in zip(seen, levels, strict=True)][:-1]
+    here, other = seen[-1], levels[-1][1]
+    tried = _coarse_to_fine(coarse, [first], plan)
+    ambiguous = False
+    if plan.search_mm > 0 and coarse and not (tried and tried[0].gain > CLEAR):
+        far = search(*levels[0], maps[label], others, shells[0], first, plan, SCALE)
+        tried = _coarse_to_fine(coarse, [first, *far], plan)
+        ambiguous = len(tried) > 1 and tried[1].score - tried[0].score < AMBIGUOUS
+    best = _fit(here, other, tried[0].pose if tried else first, plan)
+    radius = _radius(here)
+    if not np.isfinite(best.score) or _rms_mm(best.pose, first, here) > np.sqrt(3) * plan.search_mm + 0.5 * radius + 10.0:
+        return lost
+    scale = np.repeat([radius, 1.0], 3)
+    worst = _largest_sd(best.covariance * np.outer(scale, scale))
+    pose, covariance = best.pose, best.covariance
     if frame == "moving":
-        turn = np.kron(np.eye(2), pose.inverse().matrix[:3, :3])
-        cov = turn @ cov @ turn.T
-    return pose, cov
+        pose = pose.inverse()
+        turn = np.kron(np.eye(2), pose.matrix[:3, :3].T)
+        covariance = turn @ covariance @ turn.T
+    determined = not ambiguous and best.gain > CHANCE and worst <= plan.largest_sd_mm
+    return BonePose(label, pose, covariance, determined, best.score)
 
 
-def geman(square, scale):
-    return scale / (scale + square)
+def _coarse_to_fine(levels: list[tuple[Patch, Side]], guesses: list[Rigid], plan: PosePlan) -> list[_Fit]:
+    """Fits at the last of some levels, best first, further than 2 mm from each other."""
+    kept: list[_Fit] = []
+    for here, other in levels:
+        fits = sorted((_fit(here, other, guess, plan) for guess in guesses), key=lambda fit: fit.score)
+        kept = _distinct([fit for fit in fits if np.isfinite(fit.score)], here, 2.0)[:KEPT]
+        guesses = [fit.pose for fit in kept]
+    return kept
 
 
-def fit(p: Patch, other: Side, g: Rigid, plan: PosePlan, last: bool) -> Fit:
-    radius = float(p.offset.square().sum(0).mean().sqrt())
-    unit = np.array([1 / radius] * 3 + [1.0] * 3)
-    offset = p.offset
-    scale = SCALE
+def _distinct(fits: list[_Fit], here: Patch, apart_mm: float) -> list[_Fit]:
+    kept: list[_Fit] = []
+    for fit in fits:
+        if all(_rms_mm(fit.pose, other.pose, here) > apart_mm for other in kept):
+            kept.append(fit)
+    return kept
+
+
+def _rms_mm(a: Rigid, b: Rigid, here: Patch) -> float:
+    return float((a(here.points) - b(here.points)).square().sum(0).mean().sqrt())
+
+
+def _radius(here: Patch) -> float:
+    return float(here.offset.square().sum(0).mean().sqrt())
+
+
+def _fit(here: Patch, other: Side, pose: Rigid, plan: PosePlan) -> _Fit:
+    """Steps in the unit mm: a rotation is counted by how far it moves the points, on average."""
+    unit = np.repeat([1 / _radius(here), 1.0], 3)
+    units = torch.as_tensor(unit, dtype=torch.float32)[:, None]
+    score, chance, covariance = float("inf"), 1.0, np.diag([np.inf] * 6)
     for _ in range(plan.extractions):
-        E = described(other.image, g, p.lattice)
-        there = g(p.points)
-        seen = other.sees(there)
+        seen = other.sees(pose(here.points))
         if float(seen.double().mean()) < LEAST_SEEN:
-            return Fit(g, np.inf, np.zeros((6, 6)), np.zeros((6, 6)))
-        now = taken(E, p.index)
-        Js = jacobian((slopes(E, p.lattice, p.index) + p.slope) / 2, offset) * torch.as_tensor(unit, dtype=torch.float32)[:, None]
-        r = now - p.features
-        sq = r.square().mean(0)
-        D = np.eye(4)
-        lam = 1e-3
-        cost = float((sq / (scale + sq))[seen].mean())
-        first = cost
-        total = 0
-        for it in range(plan.iterations):
-            w = torch.where(seen, geman(sq, scale) ** 2, 0.0)
-            H = torch.einsum("can,cbn->ab", Js * w, Js).double().numpy()
-            b = torch.einsum("can,cn->a", Js * w, r).double().numpy()
-            moved = False
-            for _try in range(3):
-                s = -np.linalg.solve(H + lam * np.diag(np.diag(H)) + 1e-9 * np.trace(H) * np.eye(6), b)
-                D2 = about(p.centre, s * unit) @ D
-                r2 = sample(E, p.lattice, Rigid(D2)(p.points)) - p.features
-                sq2 = r2.square().mean(0)
-                c2 = float((sq2 / (scale + sq2))[seen].mean())
-                if c2 < cost:
-                    D, r, sq, cost, lam, moved = D2, r2, sq2, c2, lam / 3, True
-                    break
-                lam = max(lam, 1e-3) * 10
-            if not moved or np.abs(s).max() < CONVERGED_MM:
+            return _Fit(pose, float("inf"), 0.0, covariance)
+        features = described(other.image, pose, here.lattice)
+        slope = slopes(features, here.lattice, here.index)
+        difference = taken(features, here.index) - here.features
+        own, theirs = (jacobian(s, here.offset) * units for s in (here.slope, slope))
+        half = (own + theirs) / 2
+        chance = _loss(taken(features, here.index).roll(len(seen) // 2, 1) - here.features, seen)
+        score, covariance = _loss(difference, seen), _covariance(here, difference, seen, own, theirs)
+        step, score = _steps(here, features, difference, half, seen, unit, plan.iterations, score)
+        before, pose = pose, Rigid(_orthonormal(pose.matrix @ step))
+        if _rms_mm(before, pose, here) < CONVERGED_MM:
+            break
+    return _Fit(pose, score, 1 - score / max(chance, 1e-9), covariance * np.outer(unit, unit))
+
+
+def _steps(
+    here: Patch, features: Tensor, difference: Tensor, half: Tensor, seen: Tensor, unit: np.ndarray, iterations: int, score: float
+) -> tuple[np.ndarray, float]:
+    """Motion of the points within one description of the other image that lowers the loss, and the loss.
+
+    The Jacobian is the mean of both images' (Benhimane and Malis, 2004), kept while the motion is small.
+    """
+    motion, damping = np.eye(4), 1e-3
+    for _ in range(iterations):
+        weight = _weight(difference, seen)
+        weighted = half * weight
+        normal = torch.einsum("can,cbn->ab", weighted, half).double().numpy()
+        slope = torch.einsum("can,cn->a", weighted, difference).double().numpy()
+        ridge = 1e-6 * np.trace(normal) + np.finfo(float).tiny
+        for _ in range(3):
+            step = -np.linalg.solve(normal + damping * np.diag(np.diag(normal)) + ridge * np.eye(6), slope)
+            tried = about(here.centre, step * unit) @ motion
+            now = sample(features, here.lattice, Rigid(_orthonormal(tried))(here.points)) - here.features
+            loss = _loss(now, seen)
+            if loss < score:
                 break
-        g = Rigid(renorm(g.matrix @ D))
-        size = np.sqrt((((Rigid(D)(p.points) - p.points) ** 2).sum(0)).mean().item())
-        if size < CONVERGED_MM:
+            damping = max(damping, 1e-3) * 10
+        else:
             break
-    bread = meat = np.zeros((6, 6))
-    if last:
-        bread, meat = information(p, other, g, scale)
-    return Fit(g, cost, bread, meat)
-
-
-def information(p, other, g, scale):
-    E = described(other.image, g, p.lattice)
-    seen = other.sees(g(p.points))
-    r = taken(E, p.index) - p.features
-    sq = r.square().mean(0)
-    w = torch.where(seen, geman(sq, scale) ** 2, 0.0)
-    a = jacobian(slopes(E, p.lattice, p.index), p.offset).double()
-    b = jacobian(p.slope, p.offset).double()
-    cross = torch.einsum("can,cbn->ab", a * w, b)
-    bread = ((cross + cross.T) / 2).numpy()
-    score = torch.einsum("can,cn->an", (a + b) / 2 * w, r.double())
-    cube = ((p.index * torch.as_tensor(p.lattice.spacing_mm)[:, None]) / BLOCK_MM).floor().long()
-    flat = (cube[0] * 1000 + cube[1]) * 1000 + cube[2]
-    _, block = flat.unique(return_inverse=True)
-    sums = torch.zeros(6, int(block.max()) + 1, dtype=torch.float64).index_add_(1, block, score)
-    return bread, (sums @ sums.T).numpy()
-
-
-def renorm(m):
-    u, _, vt = np.linalg.svd(m[:3, :3])
-    m = m.copy()
-    m[:3, :3] = u @ vt
-    return m
-
-
-def turns(angle):
-    yield np.zeros(3)
-    a = np.radians(angle)
-    for d in range(3):
-        for s in (-1, 1):
-            v = np.zeros(3)
-            v[d] = s * a
-            yield v
-    for s in np.ndindex(2, 2, 2):
-        yield (np.array(s) * 2 - 1) * a / np.sqrt(3) * 1.0
-
-
-def search(ref, other, bone, near, c, g, plan, keep=3):
-    step = float(ref.image.grid.spacing_mm.mean())
-    reach = int(np.ceil(plan.search_mm / step))
-    p = patch(ref, bone, near, c, max(plan.shell_mm, K * step), 400, extra=reach)
-    shape = p.lattice.shape
-    flat = (p.index[0] * shape[1] + p.index[1]) * shape[2] + p.index[2]
-    r = torch.arange(-reach, reach + 1)
-    shifts = torch.cartesian_prod(r, r, r)
-    hop = (shifts[:, 0] * shape[1] + shifts[:, 1]) * shape[2] + shifts[:, 2]
-    mm = torch.as_tensor(p.lattice.affine[:3, :3].copy()) @ shifts.T.double()
-    found = []
-    for turn in turns(plan.search_deg):
-        base = Rigid(g.matrix @ about(p.centre, np.concatenate([turn, np.zeros(3)])))
-        E = described(other.image, base, p.lattice)
-        seen_all = other.sees(base(p.lattice.points(torch.float64).flatten(1)))
-        at = flat[None] + hop[:, None]
-        rows = E.flatten(1).T.contiguous()
-        diff = rows.index_select(0, at.flatten()).unflatten(0, at.shape).sub_(p.features.T).square_().mean(-1)
-        seen = seen_all[at].float()
-        share = seen.mean(1)
-        cost = ((diff / (diff + SCALE)) * seen).sum(1) / seen.sum(1).clamp(min=1)
-        cost[share < 0.6] = np.inf
-        vol = cost.reshape(1, 1, 2 * reach + 1, 2 * reach + 1, 2 * reach + 1)
-        low = -torch.nn.functional.max_pool3d(-vol, 3, 1, 1)
-        local = ((vol == low) & vol.isfinite()).flatten().nonzero()[:, 0]
-        for k in local.tolist():
-            # base(x + t): shift in the turned reference
-            m = about(p.centre, np.concatenate([turn, np.zeros(3)])) @ about(p.centre, np.concatenate([np.zeros(3), mm[:, k].numpy()]))
-            found.append((float(cost[k]), m))
-    found.sort(key=lambda f: f[0])
-    out = []
-    for cost, m in found:
-        if all(np.linalg.norm(m[:3, :3] @ c + m[:3, 3] - o[:3, :3] @ c - o[:3, 3]) > 1.5 * step for o in out):
-            out.append(m)
-        if len(out) == keep:
+        motion, difference, score, damping = tried, now, loss, damping / 3
+        if np.abs(step).max() < CONVERGED_MM:
             break
-    return [Rigid(renorm(g.matrix @ m)) for m in out]
+    return motion, score
+
+
+def _weight(difference: Float[Tensor, "c n"], seen: Tensor) -> Float[Tensor, " n"]:
+    return torch.where(seen, (SCALE / (SCALE + difference.square().mean(0))).square(), 0.0)
+
+
+def _loss(difference: Float[Tensor, "c n"], seen: Tensor) -> float:
+    square = difference.square().mean(0)[seen].double()
+    return float((square / (square + SCALE)).mean())
+
+
+def _covariance(here: Patch, difference: Tensor, seen: Tensor, own: Tensor, theirs: Tensor) -> np.ndarray:
+    """A^-1 B A^-1 times INFLATION: A the information that both images agree on, B what the gradient varies by.
+
+    A is the product of one image's Jacobian and the other's: noise in either, which raises J^T J though it tells nothing
+    about a motion, is not in it on average. B sums over cubes the outer product of each cube's gradient, so that errors of
+    neighbouring features, which are alike, are not counted as independent.
+    """
+    weight = _weight(difference, seen)
+    cross = torch.einsum("can,cbn->ab", own * weight, theirs).double().numpy()
+    gradient = torch.einsum("can,cn->an", (own + theirs) / 2 * weight, difference).double()
+    cube = (here.index * torch.as_tensor(here.lattice.spacing_mm)[:, None] / BLOCK_MM).floor().long()
+    _, block = torch.unique(cube, dim=1, return_inverse=True)
+    sums = torch.zeros(6, int(block.max()) + 1, dtype=torch.float64).index_add_(1, block, gradient)
+    values, vectors = np.linalg.eigh((cross + cross.T) / 2)
+    largest = float(np.trace(torch.einsum("can,cbn->ab", own * weight, own).double().numpy()))
+    if largest <= 0:
+        return np.diag([np.inf] * 6)
+    inverse = vectors / np.maximum(values, WEAKEST * largest) @ vectors.T
+    return INFLATION * inverse @ (sums @ sums.T).numpy() @ inverse
+
+
+def _orthonormal(matrix: np.ndarray) -> np.ndarray:
+    """Without the rounding that products of rotations gather."""
+    u, _, vt = np.linalg.svd(matrix[:3, :3])
+    out = matrix.copy()
+    out[:3, :3] = u @ vt
+    return out

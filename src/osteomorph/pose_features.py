@@ -12,6 +12,7 @@ from torch import Tensor
 from osteomorph.distances import DistanceMap
 from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image
+from osteomorph.plan import PosePlan
 from osteomorph.resampling import regrid, resample
 from osteomorph.similarity import mind_ssc
 from osteomorph.transforms import Rigid
@@ -26,6 +27,15 @@ EDGE = 1
 """Voxels at the border of a field of view whose description is left out."""
 
 CHANNELS = 12
+
+SEARCH_POINTS = 400
+"""Of a bone, compared at every shift and rotation that is tried."""
+
+SEARCH_STRIDE = 2
+"""Voxels between two shifts that are tried."""
+
+FOUND = 5
+"""Best of the poses that were tried, to go on from."""
 
 
 @final
@@ -60,9 +70,9 @@ class Side:
 class Patch:
     """A bone and its shell in the reference image, the one whose labels say where it is.
 
-    lattice: crop of the reference's grid. index: lattice indices of the points. offset: points less the centre, world mm.
+    lattice: crop of the reference's grid. index: lattice indices of the points. points: in world mm. centre: the bone's centroid.
     features, slope: MIND-SSC of the reference at the points, and its derivative along world axes per mm.
-    block: number of the cube of BLOCK_MM that a point lies in.
+    pad: voxels of the lattice around the points.
     """
 
     lattice: Grid
@@ -87,7 +97,6 @@ def patch(
     side: Side,
     bone: DistanceMap,
     others: list[DistanceMap],
-    centre_mm: np.ndarray,
     shell_mm: float,
     most: int,
     extra: int = 0,
@@ -126,7 +135,7 @@ def patch(
         lattice,
         index,
         points[:, near],
-        torch.as_tensor(centre_mm),
+        centroid(bone),
         taken(features, index),
         slopes(features, lattice, index),
         pad,
@@ -152,6 +161,10 @@ def jacobian(slope: Float[Tensor, "c 3 n"], offset: Float[Tensor, "3 n"]) -> Flo
     return torch.cat([torch.stack([y * c - z * b, z * a - x * c, x * b - y * a], 1), slope], 1)
 
 
+def centroid(bone: DistanceMap) -> Float64[Tensor, "3"]:
+    return bone.grid.world(bone.inside.nonzero().T.double()).mean(1)
+
+
 def about(centre: Float64[Tensor, "3"], step: np.ndarray) -> np.ndarray:
     """(4, 4) of a rotation vector in rad about a point, then a shift."""
     matrix = np.eye(4)
@@ -159,3 +172,71 @@ def about(centre: Float64[Tensor, "3"], step: np.ndarray) -> np.ndarray:
     middle = centre.numpy()
     matrix[:3, 3] = middle - matrix[:3, :3] @ middle + step[3:]
     return matrix
+
+
+# -- far from the start ---------------------------------------------------------------------------------------------------
+def search(
+    reference: Side,
+    other: Side,
+    bone: DistanceMap,
+    others: list[DistanceMap],
+    shell_mm: float,
+    start: Rigid,
+    plan: PosePlan,
+    scale: float,
+) -> list[Rigid]:
+    """The best poses on a lattice of shifts and rotations around a start, reference -> other; apart from each other.
+
+    For every rotation the other image is described once; a shift then is a step along the lattice.
+    """
+    step_mm = float(reference.image.grid.spacing_mm.mean()) * SEARCH_STRIDE
+    reach = int(np.ceil(plan.search_mm / step_mm))
+    here = patch(reference, bone, others, shell_mm, SEARCH_POINTS, extra=reach * SEARCH_STRIDE)
+    if here is None:
+        return []
+    shape = here.lattice.shape
+    count = torch.arange(-reach, reach + 1) * SEARCH_STRIDE
+    shifts = torch.cartesian_prod(count, count, count).T
+    at = _flat(here.index, shape) + _flat(shifts, shape)[:, None]
+    shifts_mm = torch.as_tensor(here.lattice.affine[:3, :3].copy()) @ shifts.double()
+    lattice_points = here.lattice.points(torch.float64).flatten(1)
+    costs, seen_shares, motions = [], [], []
+    for turn in _turns(plan.search_deg):
+        matrix = about(here.centre, np.concatenate([turn, np.zeros(3)]))
+        pose = Rigid(start.matrix @ matrix)
+        features = described(other.image, pose, here.lattice).flatten(1).T.contiguous()
+        seen = other.sees(pose(lattice_points))[at]
+        square = (features[at.flatten()].unflatten(0, at.shape) - here.features.T).square().mean(-1)
+        loss = torch.where(seen, square / (square + scale), 0.0).sum(1)
+        costs.append(loss / seen.sum(1).clamp(min=1))
+        seen_shares.append(seen.float().mean(1))
+        motions.append(matrix)
+    cost, share = torch.stack(costs), torch.stack(seen_shares)
+    cost[share < 0.75 * share.max()] = torch.inf
+    centre = here.centre.numpy()
+    found: list[np.ndarray] = []
+    for flat in cost.flatten().argsort(stable=True).tolist():
+        turn_number, shift_number = divmod(flat, cost.shape[1])
+        if not torch.isfinite(cost[turn_number, shift_number]):
+            break
+        shift = about(here.centre, np.concatenate([np.zeros(3), shifts_mm[:, shift_number].numpy()]))
+        motion = motions[turn_number] @ shift
+        place = motion[:3, :3] @ centre + motion[:3, 3]
+        if all(np.linalg.norm(place - m[:3, :3] @ centre - m[:3, 3]) > 1.01 * step_mm for m in found):
+            found.append(motion)
+        if len(found) == FOUND:
+            break
+    return [Rigid(start.matrix @ motion) for motion in found]
+
+
+def _flat(index: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    return (index[0] * shape[1] + index[1]) * shape[2] + index[2]
+
+
+def _turns(angle_deg: float) -> list[np.ndarray]:
+    """Rotation vectors: none, both ways about each axis, and about the eight diagonals; none alone for an angle of 0."""
+    if angle_deg == 0:
+        return [np.zeros(3)]
+    axes = [*np.eye(3), *-np.eye(3)]
+    diagonals = [(2 * np.array(corner) - 1) / np.sqrt(3) for corner in np.ndindex(2, 2, 2)]
+    return [np.zeros(3), *(np.radians(angle_deg) * axis for axis in [*axes, *diagonals])]

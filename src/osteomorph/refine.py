@@ -94,7 +94,7 @@ def terms(
     both = case.fixed_labels is not None and case.moving_labels is not None
     wanted: list[tuple[str, float, Term]] = [
         ("mutual_information", weights.mutual_information, MutualInformation(plan.bins, plan.kernel)),
-        ("mind", weights.mind, Mind()),
+        ("mind", weights.mind * level.mind_factor, Mind()),
         ("dice", weights.dice if both else 0.0, Dice()),
         ("diffusion", weights.diffusion, Diffusion()),
         ("bending", weights.bending * level.bending_factor, Bending()),
