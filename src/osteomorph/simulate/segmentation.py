@@ -32,7 +32,7 @@ class SegmentationError:
 
     shift_mm: of every surface along its normal, outward positive: what the rater or the network takes for the border.
     fine_mm, fine_scale_mm: standard deviation and correlation length of small errors.
-    coarse_mm, coarse_scale_mm: the same of wide ones, such as a rounded process.
+    coarse_mm, coarse_scale_mm: the same of wide ones, such as a rounded process: few and large (a Gaussian field times its size).
     seed: of both.
     """
 
@@ -47,10 +47,10 @@ class SegmentationError:
 def draw_segmentation_error(generator: np.random.Generator) -> SegmentationError:
     return SegmentationError(
         shift_mm=float(generator.normal(0.0, 0.04)),
-        fine_mm=float(generator.uniform(0.14, 0.20)),
+        fine_mm=float(generator.uniform(0.04, 0.08)),
         fine_scale_mm=2.0,
-        coarse_mm=float(generator.uniform(0.10, 0.17)),
-        coarse_scale_mm=6.0,
+        coarse_mm=float(generator.uniform(0.20, 0.28)),
+        coarse_scale_mm=5.0,
         seed=int(generator.integers(0, 2**31)),
     )
 
@@ -85,9 +85,10 @@ def _outward_mm(grid: Grid, error: SegmentationError) -> "_Field":
     lattice = grid.resampled(NODES_MM).padded((1, 1, 1))
     generator = np.random.default_rng(error.seed)
     total = np.full(lattice.shape, error.shift_mm, dtype=np.float32)
-    for size, scale in ((error.fine_mm, error.fine_scale_mm), (error.coarse_mm, error.coarse_scale_mm)):
+    for size, scale, rare in ((error.fine_mm, error.fine_scale_mm, False), (error.coarse_mm, error.coarse_scale_mm, True)):
         noise = generator.standard_normal(lattice.shape, dtype=np.float32)
         noise = ndimage.gaussian_filter(noise, scale / NODES_MM, mode="wrap")
+        noise = noise * np.abs(noise) if rare else noise
         total += noise * (size / noise.std())
     return _Field(torch.as_tensor(total)[None], lattice)
 
