@@ -32,7 +32,7 @@ class SegmentationError:
 
     shift_mm: of every surface along its normal, outward positive: what the rater or the network takes for the border.
     fine_mm, fine_scale_mm: standard deviation and correlation length of small errors.
-    coarse_mm, coarse_scale_mm: the same of wide ones, such as a rounded process: few and large (a Gaussian field times its size).
+    coarse_mm, coarse_scale_mm: the same of wide ones, few and large, such as a rounded process.
     seed: of both.
     """
 
