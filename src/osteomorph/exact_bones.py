@@ -91,20 +91,17 @@ def _anywhere(label: int, wanted: list[Side], present: Mapping[str, set[int]]) -
 
 def dense_guess(prepared: Case, start: Rigid, plan: Plan, seed: int, progress: Progress | None) -> Transform:
     """A smooth field that knows no bones, fixed mm -> moving mm, from images at ``plan.guess_mm``."""
-    coarse = replace(
-        Case(_coarser(prepared.fixed, plan.guess_mm), _coarser(prepared.moving, plan.guess_mm)),
-        fixed_mask=_on(prepared.fixed_mask, prepared.fixed.grid.resampled(plan.guess_mm)),
-        moving_mask=_on(prepared.moving_mask, prepared.moving.grid.resampled(plan.guess_mm)),
+    fixed, moving = (
+        regrid(image, image.grid.resampled(np.maximum(plan.guess_mm, image.grid.spacing_mm)))
+        for image in (prepared.fixed, prepared.moving)
     )
+    masks = _on(prepared.fixed_mask, fixed.grid), _on(prepared.moving_mask, moving.grid)
+    coarse = Case(fixed, moving, fixed_mask=masks[0], moving_mask=masks[1])
     carried = resampled_case(coarse, start)
     if carried.fixed_mask is None and plan.guess.foreground:
         carried = replace(carried, fixed_mask=foreground(carried.fixed))
     warp, _ = refine(carried, plan.guess, (), seed, progress)
     return start.after(warp)
-
-
-def _coarser(image: Image, spacing_mm: float) -> Image:
-    return regrid(image, image.grid.resampled(spacing_mm))
 
 
 def _on(mask: Image | None, grid: Grid) -> Image | None:
@@ -157,14 +154,15 @@ def robust_fit(points: Float[Tensor, "3 n"], moved: Float[Tensor, "3 n"], rounds
 def refined_poses(
     prepared: Case, first: Mapping[int, Rigid], plan: Plan, sides: Mapping[int, Side], progress: Progress | None
 ) -> dict[int, BonePose]:
-    """Poses fitted to the images, each bone in the frame of its labels."""
+    """Poses fitted to the images, each bone in the frame of its labels; the first one where the images do not tell."""
     found: dict[int, BonePose] = {}
     for side in ("fixed", "moving"):
         ids = [label for label in first if sides[label] == side]
         if ids:
             start = {label: first[label] for label in ids}
             found |= poses(prepared, start, plan.pose, ids, side, progress)  # type: ignore[arg-type]
-    return dict(sorted(found.items()))
+    kept = {label: bone if bone.determined else replace(bone, pose=first[label]) for label, bone in found.items()}
+    return dict(sorted(kept.items()))
 
 
 def build_base(
@@ -179,7 +177,7 @@ def build_base(
         {label: found[label].pose for label in found},
         fixed if use_fixed else None,
         moving if use_moving else None,
-        margin_mm=2 * max(voxel, min(spacing_mm, 1.0)),
+        margin_mm=2 * max(voxel, spacing_mm),
     )
 
 
@@ -213,10 +211,10 @@ def soft_around(
 
 
 # -- fields for files ----------------------------------------------------------------------------------------------------
-def stored_grid(grid: Grid) -> Grid:
-    """Nodes at voxel centres and, where voxels are longer than 1.5 mm, between them; every second one of those below 0.55 mm."""
+def stored_grid(grid: Grid, spacing_mm: float) -> Grid:
+    """Nodes at voxel centres, at about ``spacing_mm``: also between voxels that are long, only at some of those that are short."""
     shape, affine = list(grid.shape), grid.affine.copy()
-    for axis, h in enumerate(grid.spacing_mm):
+    for axis, h in enumerate(grid.spacing_mm / spacing_mm):
         parts, skipped = (round(h), 1) if h >= 1.5 else (1, max(1, int(1.1 / h)))
         shape[axis] = -(-(shape[axis] - 1) * parts // skipped) + 1
         affine[:3, axis] *= skipped / parts
@@ -233,12 +231,12 @@ def stored_field(psi: Displacement, field: Displacement, onto: Grid) -> Displace
     return Displacement(out, onto)
 
 
-def stored_inverse(exact: ExactBones, start: Rigid, moving: Grid, seen: Displacement) -> Transform:
+def stored_inverse(exact: ExactBones, start: Rigid, moving: Grid, seen: Displacement, spacing_mm: float) -> Transform:
     """T^-1 as the start's inverse, then a field whose nodes are voxel centres of the moving image.
 
     seen: T before the start. The field covers what of the moving image the fixed field of view shows.
     """
-    inner = _shown(stored_grid(moving), start.after(seen))
+    inner = _shown(stored_grid(moving, spacing_mm), seen, start)
     motion = lattice(exact.base.inverse(), inner).vectors
     psi = exact.flow
     coarse = Displacement(*_every_second(psi)).inverse()
@@ -260,10 +258,10 @@ def _every_second(psi: Displacement) -> tuple[Tensor, Grid]:
     return psi.vectors[:, ::2, ::2, ::2], psi.grid.strided(2)
 
 
-def _shown(moving: Grid, transform: Transform, margin_mm: float = 6.0) -> Grid:
-    """The part of a grid that holds where the border and the inside of the fixed field of view go."""
-    grid = transform.steps[0].grid  # type: ignore[attr-defined]
-    index = moving.index(transform(grid.strided(4).points(torch.float64).flatten(1)))
+def _shown(moving: Grid, seen: Displacement, start: Rigid, margin_mm: float = 6.0) -> Grid:
+    """The part of a grid that holds where the fixed field of view goes, and a little more."""
+    points = seen.grid.strided(4).points(torch.float64).flatten(1)
+    index = moving.index(start(seen(points)))
     wide = torch.as_tensor(margin_mm / moving.spacing_mm)
     low = [max(0, int(v)) for v in (index.amin(1) - wide).floor()]
     high = [min(n, int(v) + 1) for v, n in zip((index.amax(1) + wide).ceil(), moving.shape, strict=True)]

@@ -25,6 +25,9 @@ def estimate_bytes(fixed: Grid, moving: Grid, plan: Plan) -> int:
     describing = 4 * (channels + 6) * (target.voxels + carried.voxels)
     optimising = 4 * 3 * 20 * field
     writing = 12 * fixed.voxels + 4 * 3 * 12 * field
+    if plan.bones == "exact":  # fields of the bones' motion and of soft tissue, and what files hold, at the voxels' spacing
+        preparing += 12 * (3 * carried.voxels + target.voxels)
+        writing += 60 * min(fixed.voxels, 4 * target.voxels) + 36 * min(moving.voxels, 4 * carried.voxels)
     return int(BASE_BYTES + native + max(preparing + describing + optimising, writing))
 
 

@@ -113,7 +113,7 @@ class PosePlan(_Stage):
     """Rotations tried there."""
     points: int = Field(default=10_000, ge=100)
     """At most that many voxels of a bone and its shell are compared."""
-    extractions: int = Field(default=5, ge=1)
+    extractions: int = Field(default=4, ge=1)
     """Times per resolution that the moving image is described anew under the current pose."""
     iterations: int = Field(default=3, ge=1)
     """Gauss-Newton steps between two of them."""

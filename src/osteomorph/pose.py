@@ -21,7 +21,7 @@ from osteomorph.geometry import sample
 from osteomorph.image import Labels
 from osteomorph.plan import PosePlan
 from osteomorph.pose_features import Patch, Side, about, described, jacobian, patch, search, slopes, taken
-from osteomorph.transforms import Displacement, Rigid, Transform
+from osteomorph.transforms import Rigid, Transform
 
 Frame = Literal["fixed", "moving"]
 Progress = Callable[[str, int, int], None]
@@ -32,29 +32,30 @@ TUKEY_MM = 2.0
 SCALE = 0.03
 """Mean squared feature difference at which a point's say is a quarter of what it is at 0."""
 
-CONVERGED_MM = 0.01
-"""RMS motion of a bone's points below which no further step is taken."""
+CONVERGED = 0.02
+"""RMS motion of a bone's points, in voxels, below which no further step is taken."""
 
-LEAST_SEEN = 0.4
+LEAST_SEEN = 0.25
 """Share of a bone's points that the other image has to show."""
 
 BLOCK_MM = 8.0
 """Side of the cubes between which errors of the features count as independent."""
 
 INFLATION = 4.0
-"""Of the covariance: what the features share in error (contrast, chemical shift) beyond a cube. From simulated pairs, where
-with it the median of e^T C^-1 e / 6 is that of the distribution with six degrees of freedom, 0.9."""
+"""Of the covariance: what features share in error beyond a cube. Chosen on six vertebrae of simulated pairs, where the median
+of e^T C^-1 e / 6 then is that of six degrees of freedom, 0.9. A chemical shift of marrow fat is not in it: it moves what is
+seen of a bone by the same 0.1 to 0.5 mm everywhere, which no pair of images tells."""
 
-WEAKEST = 1e-6
+WEAKEST = 1e-4
 """Eigenvalues of the information, points' motion per mm, are kept above this share of the largest."""
 
 AMBIGUOUS = 0.01
 """Difference of score within which two poses are told apart by chance."""
 
-COARSE_POINTS = 5_000
+COARSE_POINTS = 4_000
 """Compared at most at all but the finest resolution."""
 
-CLEAR = 0.17
+CLEAR = 0.2
 """Gain over features that have nothing to do with each other from which on a pose is believed without a search."""
 
 CHANCE = 0.08
@@ -71,10 +72,10 @@ class BonePose:
 
     pose: fixed mm -> moving mm of the case it was estimated in.
     covariance: (6, 6) of a small motion before the pose: rotation vector in rad about the bone's centroid, along the axes of
-        the fixed world (RAS), then shift in mm. Infinite on the diagonal where the images showed too little of the bone.
-    determined: False where the images do not tell a rotation or shift, a pose elsewhere fits as well, or the fit ran away
-        (then, and where a bone is not seen, the pose is that of the start).
-    score: robust mean difference of the features at the end, 0 to 1; infinite where the bone is not seen.
+        the fixed world (RAS), then shift in mm. Infinite on the diagonal where the start was kept.
+    determined: False where the images do not tell a rotation or shift, or where a pose elsewhere fits as well. Also where the
+        bone is not seen, the fit ran away or fits no better than chance: then the pose is that of the start.
+    score: robust mean difference of the features at the end, 0 to 1; infinite where the start was kept.
     """
 
     label: int
@@ -191,7 +192,7 @@ def poses(
 @final
 @dataclass(frozen=True, eq=False)
 class _Fit:
-    """A pose, reference mm -> other mm, its score, and its covariance about the patch's centre.
+    """A pose, reference mm -> other mm, and its score.
 
     gain: share by which the score is below that of the same features at points that do not belong together.
     """
@@ -199,7 +200,6 @@ class _Fit:
     pose: Rigid
     score: float
     gain: float
-    covariance: np.ndarray
 
 
 def _bone_pose(
@@ -210,7 +210,10 @@ def _bone_pose(
     others = [found for k, found in maps.items() if k != label]
     shells = [plan.shell_mm * s / plan.spacings_mm[-1] for s in plan.spacings_mm]
     most = [min(plan.points, COARSE_POINTS)] * (len(levels) - 1) + [plan.points]
-    patches = [patch(r, maps[label], others, *more) for (r, _), *more in zip(levels, shells, most, strict=True)]
+    patches = [
+        patch(reference, maps[label], others, shell, count)
+        for (reference, _), shell, count in zip(levels, shells, most, strict=True)
+    ]
     seen = [found for found in patches if found is not None]
     if len(seen) < len(levels):
         return lost
@@ -224,17 +227,17 @@ def _bone_pose(
         ambiguous = len(tried) > 1 and tried[1].score - tried[0].score < AMBIGUOUS
     best = _fit(here, other, tried[0].pose if tried else first, plan)
     radius = _radius(here)
-    if not np.isfinite(best.score) or _rms_mm(best.pose, first, here) > np.sqrt(3) * plan.search_mm + 0.5 * radius + 10.0:
+    runaway = np.sqrt(3) * plan.search_mm + 0.5 * radius + 10.0
+    if not np.isfinite(best.score) or best.gain <= CHANCE or _rms_mm(best.pose, first, here) > runaway:
         return lost
+    pose, covariance = best.pose, _covariance(here, other, best.pose)
     scale = np.repeat([radius, 1.0], 3)
-    worst = _largest_sd(best.covariance * np.outer(scale, scale))
-    pose, covariance = best.pose, best.covariance
+    worst = _largest_sd(covariance * np.outer(scale, scale))
     if frame == "moving":
         pose = pose.inverse()
         turn = np.kron(np.eye(2), pose.matrix[:3, :3].T)
         covariance = turn @ covariance @ turn.T
-    determined = not ambiguous and best.gain > CHANCE and worst <= plan.largest_sd_mm
-    return BonePose(label, pose, covariance, determined, best.score)
+    return BonePose(label, pose, covariance, not ambiguous and worst <= plan.largest_sd_mm, best.score)
 
 
 def _coarse_to_fine(levels: list[tuple[Patch, Side]], guesses: list[Rigid], plan: PosePlan) -> list[_Fit]:
@@ -267,33 +270,32 @@ def _fit(here: Patch, other: Side, pose: Rigid, plan: PosePlan) -> _Fit:
     """Steps in the unit mm: a rotation is counted by how far it moves the points, on average."""
     unit = np.repeat([1 / _radius(here), 1.0], 3)
     units = torch.as_tensor(unit, dtype=torch.float32)[:, None]
-    score, chance, covariance = float("inf"), 1.0, np.diag([np.inf] * 6)
+    near = CONVERGED * float(here.lattice.spacing_mm.mean())
+    score, chance = float("inf"), 1.0
     for _ in range(plan.extractions):
         seen = other.sees(pose(here.points))
         if float(seen.double().mean()) < LEAST_SEEN:
-            return _Fit(pose, float("inf"), 0.0, covariance)
+            return _Fit(pose, float("inf"), 0.0)
         features = described(other.image, pose, here.lattice)
-        slope = slopes(features, here.lattice, here.index)
-        difference = taken(features, here.index) - here.features
-        own, theirs = (jacobian(s, here.offset) * units for s in (here.slope, slope))
-        half = (own + theirs) / 2
-        chance = _loss(taken(features, here.index).roll(len(seen) // 2, 1) - here.features, seen)
-        score, covariance = _loss(difference, seen), _covariance(here, difference, seen, own, theirs)
-        step, score = _steps(here, features, difference, half, seen, unit, plan.iterations, score)
+        now = taken(features, here.index)
+        chance = _loss(now.roll(len(seen) // 2, 1) - here.features, seen)
+        half = jacobian((here.slope + slopes(features, here.lattice, here.index)) / 2, here.offset) * units
+        step, score = _steps(here, features, now - here.features, half, seen, unit, plan.iterations)
         before, pose = pose, Rigid(_orthonormal(pose.matrix @ step))
-        if _rms_mm(before, pose, here) < CONVERGED_MM:
+        if _rms_mm(before, pose, here) < near:
             break
-    return _Fit(pose, score, 1 - score / max(chance, 1e-9), covariance * np.outer(unit, unit))
+    return _Fit(pose, score, 1 - score / chance if chance > 1e-6 else 0.0)
 
 
 def _steps(
-    here: Patch, features: Tensor, difference: Tensor, half: Tensor, seen: Tensor, unit: np.ndarray, iterations: int, score: float
+    here: Patch, features: Tensor, difference: Tensor, half: Tensor, seen: Tensor, unit: np.ndarray, iterations: int
 ) -> tuple[np.ndarray, float]:
     """Motion of the points within one description of the other image that lowers the loss, and the loss.
 
     The Jacobian is the mean of both images' (Benhimane and Malis, 2004), kept while the motion is small.
     """
-    motion, damping = np.eye(4), 1e-3
+    motion, damping, score = np.eye(4), 1e-3, _loss(difference, seen)
+    near = CONVERGED * float(here.lattice.spacing_mm.mean())
     for _ in range(iterations):
         weight = _weight(difference, seen)
         weighted = half * weight
@@ -311,7 +313,7 @@ def _steps(
         else:
             break
         motion, difference, score, damping = tried, now, loss, damping / 3
-        if np.abs(step).max() < CONVERGED_MM:
+        if np.abs(step).max() < near:
             break
     return motion, score
 
@@ -325,25 +327,39 @@ def _loss(difference: Float[Tensor, "c n"], seen: Tensor) -> float:
     return float((square / (square + SCALE)).mean())
 
 
-def _covariance(here: Patch, difference: Tensor, seen: Tensor, own: Tensor, theirs: Tensor) -> np.ndarray:
+def _covariance(here: Patch, other: Side, pose: Rigid) -> np.ndarray:
     """A^-1 B A^-1 times INFLATION: A the information that both images agree on, B what the gradient varies by.
 
     A is the product of one image's Jacobian and the other's: noise in either, which raises J^T J though it tells nothing
-    about a motion, is not in it on average. B sums over cubes the outer product of each cube's gradient, so that errors of
-    neighbouring features, which are alike, are not counted as independent.
+    about a motion, is not in it on average. The other's rotations are finite differences with the image described anew: a
+    ball's description follows the array axes, and looks as if it turned otherwise. B sums over cubes the outer product of
+    each cube's gradient, so that errors of neighbouring features, which are alike, are not counted as independent.
     """
+    radius = _radius(here)
+    unit = np.repeat([1 / radius, 1.0], 3)
+    features = described(other.image, pose, here.lattice)
+    now, seen = taken(features, here.index), other.sees(pose(here.points))
+    own = jacobian(here.slope, here.offset)
+    theirs = jacobian(slopes(features, here.lattice, here.index), here.offset)
+    step = float(here.lattice.spacing_mm.mean()) / radius
+    for k in range(3):
+        turned = Rigid(_orthonormal(pose.matrix @ about(here.centre, np.eye(6)[k] * step)))
+        theirs[:, k] = (taken(described(other.image, turned, here.lattice), here.index) - now) / step
+    units = torch.as_tensor(unit, dtype=own.dtype)[:, None]
+    own, theirs = own * units, theirs * units
+    difference = now - here.features
     weight = _weight(difference, seen)
     cross = torch.einsum("can,cbn->ab", own * weight, theirs).double().numpy()
+    largest = float((own.square() * weight).sum())
+    if largest <= 0:
+        return np.diag([np.inf] * 6)
     gradient = torch.einsum("can,cn->an", (own + theirs) / 2 * weight, difference).double()
     cube = (here.index * torch.as_tensor(here.lattice.spacing_mm)[:, None] / BLOCK_MM).floor().long()
     _, block = torch.unique(cube, dim=1, return_inverse=True)
     sums = torch.zeros(6, int(block.max()) + 1, dtype=torch.float64).index_add_(1, block, gradient)
     values, vectors = np.linalg.eigh((cross + cross.T) / 2)
-    largest = float(np.trace(torch.einsum("can,cbn->ab", own * weight, own).double().numpy()))
-    if largest <= 0:
-        return np.diag([np.inf] * 6)
     inverse = vectors / np.maximum(values, WEAKEST * largest) @ vectors.T
-    return INFLATION * inverse @ (sums @ sums.T).numpy() @ inverse
+    return INFLATION * inverse @ (sums @ sums.T).numpy() @ inverse * np.outer(unit, unit)
 
 
 def _orthonormal(matrix: np.ndarray) -> np.ndarray:

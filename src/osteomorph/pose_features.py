@@ -28,6 +28,9 @@ EDGE = 1
 
 CHANNELS = 12
 
+FLAT = 1e-4
+"""Range of intensities within which an image holds nothing."""
+
 SEARCH_POINTS = 400
 """Of a bone, compared at every shift and rotation that is tried."""
 
@@ -70,7 +73,7 @@ class Side:
 class Patch:
     """A bone and its shell in the reference image, the one whose labels say where it is.
 
-    lattice: crop of the reference's grid. index: lattice indices of the points. points: in world mm. centre: the bone's centroid.
+    lattice: crop of the reference's grid. centre: the bone's centroid. index, points: of the points, on the lattice and in mm.
     features, slope: MIND-SSC of the reference at the points, and its derivative along world axes per mm.
     pad: voxels of the lattice around the points.
     """
@@ -89,8 +92,12 @@ class Patch:
 
 
 def described(image: Image, pose: Rigid, lattice: Grid) -> Float[Tensor, "12 i j k"]:
-    """MIND-SSC of the image seen through a pose, on a lattice."""
-    return mind_ssc(resample(image, pose, lattice, outside="border").data[:1].float())
+    """MIND-SSC of the image seen through a pose, on a lattice; the same everywhere where there is no contrast but rounding."""
+    seen = resample(image, pose, lattice, outside="border").data[:1].float()
+    low, high = seen.aminmax()
+    if float(high - low) < FLAT:
+        return torch.ones(CHANNELS, *lattice.shape)
+    return mind_ssc(seen)
 
 
 def patch(

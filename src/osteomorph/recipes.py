@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from osteomorph.errors import InputError
-from osteomorph.plan import InitialisePlan, Level, Plan, PreparePlan, RefinePlan, SoftPlan, Weights
+from osteomorph.plan import InitialisePlan, Level, Plan, PosePlan, PreparePlan, RefinePlan, SoftPlan, Weights
 
 THESIS_LEVELS = (
     Level(control_mm=16, iterations=60, step_mm=1.0, samples=150_000, smooth_mm=2.0),
@@ -26,12 +26,16 @@ def default() -> Plan:
                 ),
                 weights=Weights(mind=60.0, mutual_information=1.0, diffusion=0.5, bending=100.0),
             ),
+            "pose": PosePlan(spacings_mm=(2.0, 1.0), search_mm=0.0, search_deg=0.0),
             "soft": SoftPlan(
+                ramp_mm=10.0,
+                bins=48,
                 levels=(
-                    Level(control_mm=20, iterations=35, step_mm=0.7, smooth_mm=2.0, bending_factor=2.0),
-                    Level(control_mm=12, iterations=35, step_mm=0.4, smooth_mm=1.0),
+                    Level(control_mm=20, iterations=25, step_mm=0.8, smooth_mm=2.5, bending_factor=2.0),
+                    Level(control_mm=14, iterations=25, step_mm=0.5, smooth_mm=1.0, bending_factor=1.5),
+                    Level(control_mm=10, iterations=25, step_mm=0.3),
                 ),
-                weights=Weights(mind=60.0, mutual_information=3.0, bending=60.0),
+                weights=Weights(mind=20.0, mutual_information=2.0, bending=100.0),
             ),
         }
     )

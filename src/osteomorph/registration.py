@@ -162,7 +162,8 @@ class Registration:
         """Its inverse, as files hold it."""
         if self.exact is None or not isinstance(self.warp, Displacement):
             return self.stored.inverse()
-        return stored_inverse(self.exact, self.start.rigid, self.case.moving.grid, self.warp)
+        spacing = self.plan.prepare.spacing_mm
+        return stored_inverse(self.exact, self.start.rigid, self.case.moving.grid, self.warp, spacing)
 
     def moved(self) -> Image:
         """The moving image on the fixed grid, in the plan's interpolation; its minimum beyond its field of view."""
@@ -288,7 +289,7 @@ def _exact(
         psi, history = soft_around(prepared, base, field, start, plan.soft, plan.seed, clock.told("soft"))
     exact = ExactBones(found, base, psi, history)
     with clock("store"):
-        onto = stored_grid(case.fixed.grid)
+        onto = stored_grid(case.fixed.grid, plan.prepare.spacing_mm)
         if not onto.isclose(prepared.fixed.grid):
             field = relative_field(base, start, onto)
         warp = stored_field(exact.flow, field, onto)

@@ -22,6 +22,9 @@ from osteomorph.transforms import Displacement, Velocity
 LEAST_DETERMINANT = 0.15
 """Of a displacement that is kept as it is; where one is below, it is taken as a velocity, which cannot fold."""
 
+STILL = 1.1
+"""Diagonals of a voxel around a region in which nothing moves: one, and what linear interpolation of distances is off by."""
+
 SQUARINGS = 4
 """Of the velocity while it is optimised on the coarse lattice."""
 
@@ -76,14 +79,19 @@ def soft_field(
         return Displacement(torch.zeros(3, *grid.shape, dtype=case.fixed.data.dtype), grid), history
     everywhere = (slice(None),) * 3
     vectors = sum_of(found, everywhere) * hold
-    if plan.field == "velocity" or float(fields.jacobian_determinant(vectors, grid).min()) < LEAST_DETERMINANT:
-        return Velocity(vectors, grid), history
-    return Displacement(vectors, grid), history
+    return (Velocity(vectors, grid) if plan.field == "velocity" else without_folds(vectors, grid)), history
+
+
+def without_folds(vectors: Float[Tensor, "3 i j k"], grid: Grid) -> Displacement | Velocity:
+    """x + u(x) where that keeps a distance from folding, else the flow of u, which cannot fold."""
+    if float(fields.jacobian_determinant(vectors, grid).min()) < LEAST_DETERMINANT:
+        return Velocity(vectors, grid)
+    return Displacement(vectors, grid)
 
 
 def ramp(regions: Sequence[DistanceMap], grid: Grid, ramp_mm: float) -> Float[Tensor, "i j k"]:
-    """Smoothstep of the distance to the nearest region, less a voxel's diagonal, over ``ramp_mm``: 0 to 1."""
-    still = float(np.linalg.norm(grid.spacing_mm))
+    """Smoothstep of the distance to the nearest region, less about a voxel's diagonal, over ``ramp_mm``: 0 to 1."""
+    still = STILL * float(np.linalg.norm(grid.spacing_mm))
     reach = still + ramp_mm
     least = torch.full(grid.shape, math.inf)
     for region in regions:

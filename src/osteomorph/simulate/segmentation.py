@@ -49,7 +49,7 @@ def draw_segmentation_error(generator: np.random.Generator) -> SegmentationError
         shift_mm=float(generator.normal(0.0, 0.04)),
         fine_mm=float(generator.uniform(0.04, 0.08)),
         fine_scale_mm=2.0,
-        coarse_mm=float(generator.uniform(0.20, 0.28)),
+        coarse_mm=float(generator.uniform(0.17, 0.24)),
         coarse_scale_mm=5.0,
         seed=int(generator.integers(0, 2**31)),
     )
