@@ -35,6 +35,9 @@ AROUND_MM = 8.0
 CERTIFIED = 6_000
 """Points at which the bones' transform is checked."""
 
+TOLERANCE_MM = 0.05
+"""Of the bones' motion between bones, where it is interpolated; in bones and next to them it is computed."""
+
 LEAST_POINTS = 60
 """Voxels of the guess below which a bone's rotation is not read from it."""
 
@@ -160,7 +163,7 @@ def refined_poses(
         ids = [label for label in first if sides[label] == side]
         if ids:
             start = {label: first[label] for label in ids}
-            found |= poses(prepared, start, plan.pose, ids, side, progress)  # type: ignore[arg-type]
+            found |= poses(prepared, start, plan.pose, ids, side, progress)
     kept = {label: bone if bone.determined else replace(bone, pose=first[label]) for label, bone in found.items()}
     return dict(sorted(kept.items()))
 
@@ -185,7 +188,7 @@ def relative_field(base: Polyrigid, start: Rigid, grid: Grid) -> Displacement:
     """start^-1 after base on a grid that reaches a little beyond ``grid``, exact in every bone."""
     margin = np.ceil(AROUND_MM / grid.spacing_mm).astype(int).tolist()
     around = grid.padded((margin[0], margin[1], margin[2]))
-    motion = lattice(base, around).vectors
+    motion = lattice(base, around, TOLERANCE_MM).vectors
     back = start.inverse()
     for k in range(around.shape[0]):  # planes, for memory
         plane = around.padded((-k, 0, 0), (k + 1 - around.shape[0], 0, 0)).points(torch.float64).flatten(1)
@@ -212,7 +215,7 @@ def soft_around(
 
 # -- fields for files ----------------------------------------------------------------------------------------------------
 def stored_grid(grid: Grid, spacing_mm: float) -> Grid:
-    """Nodes at voxel centres, at about ``spacing_mm``: also between voxels that are long, only at some of those that are short."""
+    """Nodes at voxel centres, at about ``spacing_mm``: between them too where voxels are long, at some where they are short."""
     shape, affine = list(grid.shape), grid.affine.copy()
     for axis, h in enumerate(grid.spacing_mm / spacing_mm):
         parts, skipped = (round(h), 1) if h >= 1.5 else (1, max(1, int(1.1 / h)))
@@ -237,25 +240,32 @@ def stored_inverse(exact: ExactBones, start: Rigid, moving: Grid, seen: Displace
     seen: T before the start. The field covers what of the moving image the fixed field of view shows.
     """
     inner = _shown(stored_grid(moving, spacing_mm), seen, start)
-    motion = lattice(exact.base.inverse(), inner).vectors
+    motion = lattice(exact.base.inverse(), inner, TOLERANCE_MM).vectors
     psi = exact.flow
-    coarse = Displacement(*_every_second(psi)).inverse()
     onto = inner.moved(start.inverse().matrix)
     out = torch.empty(3, *onto.shape)
     for k in range(0, onto.shape[0], 16):
         cut = ((-k, 0, 0), (min(0, k + 16 - onto.shape[0]), 0, 0))
         aim = inner.padded(*cut).points(torch.float64).flatten(1)
         aim = aim + motion[:, k : k + 16].flatten(1)
-        guess = coarse(aim)
-        for _ in range(3):  # psi(x) = aim by fixed-point steps from a good guess
-            guess = guess - (psi(guess) - aim)
+        guess = _before(psi, aim)
         here = onto.padded(*cut)
         out[:, k : k + 16] = (guess - here.points(torch.float64).flatten(1)).float().unflatten(1, here.shape)
     return Displacement(out, onto).after(start.inverse())
 
 
-def _every_second(psi: Displacement) -> tuple[Tensor, Grid]:
-    return psi.vectors[:, ::2, ::2, ::2], psi.grid.strided(2)
+def _before(psi: Displacement, aim: Float[Tensor, "3 n"], steps: int = 12, tolerance_mm: float = 5e-3) -> Float[Tensor, "3 n"]:
+    """x with psi(x) = aim, by fixed-point steps at the points that are still off."""
+    found = aim - sample(psi.vectors, psi.grid, aim.float())
+    open_ = torch.arange(aim.shape[1])
+    for _ in range(steps):
+        here = found[:, open_]
+        better = aim[:, open_] - sample(psi.vectors, psi.grid, here.float())
+        found[:, open_] = better
+        open_ = open_[(better - here).norm(dim=0) > tolerance_mm]
+        if len(open_) == 0:
+            break
+    return found
 
 
 def _shown(moving: Grid, seen: Displacement, start: Rigid, margin_mm: float = 6.0) -> Grid:

@@ -21,14 +21,15 @@ def default() -> Plan:
             "guess": RefinePlan(
                 field_spacing_mm=4.0,
                 levels=(
-                    Level(control_mm=24, iterations=30, step_mm=1.5, smooth_mm=3.0, bending_factor=2.0),
-                    Level(control_mm=14, iterations=30, step_mm=0.8, smooth_mm=1.0),
+                    Level(control_mm=24, iterations=25, step_mm=1.5, samples=20_000, smooth_mm=3.0, bending_factor=2.0),
+                    Level(control_mm=14, iterations=20, step_mm=0.8, samples=20_000, smooth_mm=1.0),
                 ),
                 weights=Weights(mind=60.0, mutual_information=1.0, diffusion=0.5, bending=100.0),
             ),
             "pose": PosePlan(spacings_mm=(2.0, 1.0), search_mm=0.0, search_deg=0.0),
             "soft": SoftPlan(
                 ramp_mm=10.0,
+                lattice_mm=5.0,
                 bins=48,
                 levels=(
                     Level(control_mm=20, iterations=25, step_mm=0.8, smooth_mm=2.5, bending_factor=2.0),

@@ -104,10 +104,10 @@ def register(
         if chosen.bones == "exact" and ids.rigid:
             found = _exact(case, prepared, start.rigid, chosen, ids.rigid, bones, clock)
             if found is not None:
-                exact, warp = found
+                exact, stored = found
                 carried = moved_case(prepared, start.rigid)
                 return Registration(
-                    case, start, warp, chosen, ids.rigid, carried, exact.history, clock.seconds, hashes, "cpu", exact
+                    case, start, stored, chosen, ids.rigid, carried, exact.history, clock.seconds, hashes, "cpu", exact
                 )
         with clock("refine"):
             carried = resampled_case(prepared, start.rigid)

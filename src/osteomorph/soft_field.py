@@ -100,7 +100,7 @@ def ramp(regions: Sequence[DistanceMap], grid: Grid, ramp_mm: float) -> Float[Te
             continue
         part = grid.padded(
             tuple(-s.start for s in box),
-            tuple(s.stop - n for s, n in zip(box, grid.shape, strict=True)),  # type: ignore[arg-type]
+            tuple(s.stop - n for s, n in zip(box, grid.shape, strict=True)),
         )
         here = region(part.points().flatten(1)).unflatten(0, part.shape)
         least[box] = torch.minimum(least[box], here)
