@@ -233,7 +233,7 @@ def test_a_signal_leaves_nothing(pair, tmp_path, number, code):
     while process.poll() is None and not (log.exists() and "refine" in log.read_text()):
         time.sleep(0.05)
     process.send_signal(number)
-    _, told = process.communicate(timeout=240)
+    _, told = process.communicate(timeout=60)
     assert process.returncode == code, told
     assert "Traceback" not in told
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.jsonl", "long.toml"]

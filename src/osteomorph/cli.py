@@ -1,8 +1,6 @@
 """The command line. Heavy libraries are imported inside the commands, so that --help answers at once."""
 
 import os
-import signal
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -16,6 +14,7 @@ from osteomorph.commands.info import info
 from osteomorph.commands.prepare import prepare
 from osteomorph.commands.register import register
 from osteomorph.commands.simulate import simulate
+from osteomorph.stopping import watch
 
 app = typer.Typer(
     cls=GuardedGroup,
@@ -48,9 +47,5 @@ def main() -> None:
     """Entry point. A termination ends like Ctrl-C: unfinished output is removed."""
     # torch's threads spin while they wait; on a busy machine that took four times as long. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signal.signal(signal.SIGTERM, _terminated)
+    watch()
     app(prog_name="osteomorph")
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)

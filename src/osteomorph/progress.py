@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, final
 
+from osteomorph import stopping
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -17,7 +19,7 @@ LINE_SECONDS = 5.0
 
 @final
 class Reporter:
-    """A context that is called with (stage, done, total); its exit closes the bar and the log.
+    """A context that is called with (stage, done, total); its exit closes the bar and the log. A call ends a stopped command.
 
     log: file of JSON lines ``{"stage", "done", "total", "seconds"}``, seconds since the start; the last line has the stage
         ``"done"`` or ``"failed"``, with the reason. It is opened at the first call, so that a refused input leaves none.
@@ -52,6 +54,7 @@ class Reporter:
         self._log.close()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        stopping.check()
         now = time.monotonic()
         entered = stage != self._stage
         if entered:

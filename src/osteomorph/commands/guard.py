@@ -11,6 +11,8 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperGroup
 
+from osteomorph.stopping import Stopped
+
 BAD_INPUT, UNEXPECTED, FLAGGED, STOPPED = 2, 1, 3, 130
 """Exit codes besides 0: bad input or usage, a fault of the program, done but the quality check warns, Ctrl-C."""
 
@@ -23,7 +25,7 @@ class GuardedGroup(TyperGroup):
         with _warnings_as_lines(debug):
             try:
                 return super().invoke(ctx)
-            except (Exception, KeyboardInterrupt) as error:
+            except (Exception, KeyboardInterrupt, Stopped) as error:
                 if hasattr(error, "exit_code") or isinstance(error, typer.Abort) or _is_closed_pipe(error):
                     raise  # usage errors and plain exits: typer's own
                 if debug:
@@ -37,6 +39,8 @@ def explain(error: BaseException) -> tuple[str, int]:
     """What to say of an exception, and the exit code."""
     from osteomorph.errors import InputError
 
+    if isinstance(error, Stopped):
+        return "stopped; nothing was written.", int(str(error.code))
     if isinstance(error, KeyboardInterrupt):
         return "stopped; nothing was written.", STOPPED
     if isinstance(error, InputError):
