@@ -9,11 +9,14 @@ from osteomorph import __version__
 from osteomorph.commands.apply import apply
 from osteomorph.commands.demo import demo
 from osteomorph.commands.doctor import doctor
+from osteomorph.commands.evaluate import evaluate
 from osteomorph.commands.guard import GuardedGroup
 from osteomorph.commands.info import info
 from osteomorph.commands.prepare import prepare
 from osteomorph.commands.register import register
 from osteomorph.commands.simulate import simulate
+from osteomorph.commands.study import study
+from osteomorph.commands.train import train
 from osteomorph.stopping import watch
 
 app = typer.Typer(
@@ -24,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for command in (register, apply, prepare, info, simulate, demo, doctor):
+for command in (register, apply, prepare, info, simulate, train, evaluate, study, demo, doctor):
     app.command()(command)
 
 

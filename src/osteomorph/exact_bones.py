@@ -12,6 +12,7 @@ from torch import Tensor
 
 from osteomorph.case import Case
 from osteomorph.certificate import Certificate, certify
+from osteomorph.descent import Progress
 from osteomorph.foreground import foreground
 from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image, Labels
@@ -22,7 +23,7 @@ from osteomorph.plan import Plan, SoftPlan
 from osteomorph.polyrigid import Polyrigid, from_labels
 from osteomorph.pose import BonePose, poses
 from osteomorph.prepare import resampled_case
-from osteomorph.refine import Progress, refine
+from osteomorph.refine import refine
 from osteomorph.resampling import regrid, resample
 from osteomorph.soft_field import soft_field
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity

@@ -88,8 +88,8 @@ def overlay(
         if other is not None and not other.grid.isclose(grid):
             raise ValueError("A figure needs every image and label map on the fixed grid; resample them first.")
     maps = {"fixed": fixed_labels, "moving": before_labels, "moved": moved_labels}
-    at_mm = _middle(grid, [labels for labels in maps.values() if labels is not None])
-    shades = {"fixed": _shades(fixed), "before": _shades(before), "moved": _shades(moved)}
+    at_mm = middle_of_bones(grid, [labels for labels in maps.values() if labels is not None])
+    shades = {"fixed": grey(fixed), "before": grey(before), "moved": grey(moved)}
     columns: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
         ("fixed", ("fixed",), ("fixed",)),
         ("moving, before", ("before",), ("moving",)),
@@ -110,7 +110,7 @@ def overlay(
             ax = axes[row, place]
             _blend(ax, [(slice_plane(*shades[image], plane, at_mm)) for image in images])
             for contour in contours:
-                _contour(ax, maps[contour], plane, at_mm, *STYLES[contour])
+                draw_contours(ax, maps[contour], plane, at_mm, *STYLES[contour])
             if row == 0:
                 ax.set_title(name, color="white", fontsize=10)
     if length is not None:
@@ -125,7 +125,8 @@ def overlay(
     return path
 
 
-def _middle(grid: Grid, maps: list[Labels]) -> np.ndarray:
+def middle_of_bones(grid: Grid, maps: Sequence[Labels]) -> np.ndarray:
+    """World mm of the centroid of the first map that has a label; the grid's centre without any."""
     for labels in maps:
         found = labels.mask()[0].nonzero().double()
         if len(found):
@@ -133,7 +134,7 @@ def _middle(grid: Grid, maps: list[Labels]) -> np.ndarray:
     return grid.centre_mm
 
 
-def _shades(image: Image) -> tuple[Tensor, Grid]:
+def grey(image: Image) -> tuple[Tensor, Grid]:
     """Intensities as grey from 0 to 1, between the 1st and the 99.5th percentile."""
     data = image.data[0].float()
     sample = data.flatten()[:: max(1, data.numel() // 500_000)].numpy()
@@ -151,10 +152,11 @@ def _blend(ax: Axes, parts: list[Slice]) -> None:
     if len(parts) == 2:
         row, column = (np.arange(n) * size // 20.0 for n, size in zip(values.shape, parts[0].size_mm, strict=True))
         values = np.where((row[:, None] + column) % 2 == 0, values, parts[1].values)
-    _show(ax, Slice(values, parts[0].size_mm, parts[0].letters), "gray", 0.0, 1.0)
+    draw_slice(ax, Slice(values, parts[0].size_mm, parts[0].letters), "gray", 0.0, 1.0)
 
 
-def _show(ax: Axes, part: Slice, colours: str, low: float, high: float):  # type: ignore[no-untyped-def]
+def draw_slice(ax: Axes, part: Slice, colours: str, low: float, high: float):  # type: ignore[no-untyped-def]
+    """A slice with its letters, on a colour map from low to high, or as RGB; returns what a colour bar needs."""
     shown = ax.imshow(
         part.values, cmap=colours, vmin=low, vmax=high, aspect=part.size_mm[0] / part.size_mm[1], interpolation="nearest"
     )
@@ -166,7 +168,8 @@ def _show(ax: Axes, part: Slice, colours: str, low: float, high: float):  # type
     return shown
 
 
-def _contour(ax: Axes, labels: Labels | None, plane: Plane, at_mm: np.ndarray, colour: str, line: str) -> None:
+def draw_contours(ax: Axes, labels: Labels | None, plane: Plane, at_mm: np.ndarray, colour: str, line: str) -> None:
+    """Outline of every label in a slice; ``STYLES`` has the colours and lines."""
     if labels is None:
         return
     part = slice_plane(labels.data[0], labels.grid, plane, at_mm)
@@ -182,7 +185,7 @@ def _lengths(figure: Figure, axes: np.ndarray, length: Tensor, grid: Grid, at_mm
     """Displacement magnitude, one scale for the three planes."""
     parts = [slice_plane(length, grid, plane, at_mm) for plane in VIEWS]
     high = max(float(part.values.max()) for part in parts)
-    shown = [_show(ax, part, "viridis", 0.0, max(high, 1e-3)) for ax, part in zip(axes, parts, strict=True)]
+    shown = [draw_slice(ax, part, "viridis", 0.0, max(high, 1e-3)) for ax, part in zip(axes, parts, strict=True)]
     axes[0].set_title("displacement", color="white", fontsize=10)
     bar = figure.colorbar(shown[0], ax=list(axes), shrink=0.6)
     bar.set_label("mm", color="white")

@@ -51,6 +51,8 @@ class Alignment:
     @cached_property
     def moved_points(self) -> Float[Tensor, "3 n"]:
         """x + u(x) in mm."""
+        if self.warp.grid == self.case.fixed.grid:  # u at the voxels themselves
+            return self.points + self._on_lattice(self.warp.vectors)
         return self.warp(self.points)
 
     # -- similarity reads ---------------------------------------------------------------------------------------------
@@ -99,17 +101,14 @@ class Alignment:
     @cached_property
     def rigid_mask(self) -> Bool[Tensor, "i j k"]:
         """Voxels of the warp's grid that lie in a bone that ought to stay rigid."""
-        grid, dtype, device = self.warp.grid, self.warp.vectors.dtype, self.warp.vectors.device
-        points = grid.points(dtype, device).flatten(1)
-        mask = torch.zeros(points.shape[1], dtype=torch.bool, device=device)
-        fixed, moving = self.case.fixed_labels, self.case.moving_labels
+        vectors, fixed, moving = self.warp.vectors, self.case.fixed_labels, self.case.moving_labels
+        mask = torch.zeros(self.warp.grid.shape, dtype=torch.bool, device=vectors.device)
         with torch.no_grad():
             if self.rigid_labels and fixed is not None and self.rigid_frame in ("fixed", "both"):
-                mask |= sample(self._bones("fixed", fixed), fixed.grid, points, "nearest", 0)[0] > 0
+                mask |= self._bones_at("fixed", fixed)
             if self.rigid_labels and moving is not None and self.rigid_frame in ("warped", "moving", "both"):
-                where = points if self.rigid_frame == "moving" else points + self.warp.vectors.detach().flatten(1)
-                mask |= sample(self._bones("moving", moving), moving.grid, where, "nearest", 0)[0] > 0
-        return mask.unflatten(0, grid.shape)
+                mask |= self._bones_at("moving", moving, None if self.rigid_frame == "moving" else vectors.detach())
+        return mask
 
     # -- helpers ------------------------------------------------------------------------------------------------------
     def _on_lattice(self, data: Tensor) -> Tensor:
@@ -131,6 +130,15 @@ class Alignment:
             self.memo[key] = labels.mask(self.rigid_labels).to(torch.int8)
         found: Tensor = self.memo[key]
         return found
+
+    def _bones_at(self, side: str, labels: Labels, away: Tensor | None = None) -> Tensor:
+        """Whether a bone is at the voxels of the warp's grid, or ``away`` mm from them."""
+        grid, data = self.warp.grid, self._bones(side, labels)
+        if away is None and labels.grid == grid:
+            return data[0] > 0
+        points = grid.points(self.warp.vectors.dtype, self.warp.vectors.device)
+        where = (points if away is None else points + away).flatten(1)
+        return (sample(data, labels.grid, where, "nearest", 0)[0] > 0).unflatten(0, grid.shape)
 
     def _onehot(self, side: str) -> Image:
         key = ("onehot", side)

@@ -139,6 +139,36 @@ class SoftPlan(_Stage):
     """Parzen window of the mutual information."""
 
 
+class NetworkPlan(_Stage):
+    """The network that predicts a field from two images."""
+
+    kind: Literal["literal", "deepreg"] = "literal"
+    """literal: two convolutions per block, as the thesis is written; deepreg: one and a residual pair, as in its framework."""
+    channels: int = Field(default=4, ge=1)
+    """Filters of the first block; each of the three below has twice as many as the one above."""
+    norm: Literal["batch", "group"] = "batch"
+    """batch: statistics of the one pair in training, their running mean in use; group: of the pair itself, always."""
+
+
+class TrainPlan(_Stage):
+    """How the network is trained."""
+
+    epochs: int = Field(default=1000, ge=1)
+    """Passes over the training pairs, one pair a step."""
+    learning_rate: float = Field(default=4e-4, gt=0)
+    """Of Adam."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's first and second moments."""
+    validate_every: int = Field(default=1, ge=1)
+    """Epochs between two validations; the last epoch is always validated."""
+    bf16: bool = False
+    """Whether the network's layers compute in bfloat16; weights, fields and losses stay in float32."""
+    channels_last: bool = True
+    """Whether a voxel's channels lie side by side in memory."""
+    checkpointing: bool = False
+    """Whether blocks are computed again on the way back instead of being kept: less memory, a third more time."""
+
+
 class Plan(_Stage):
     """Everything that decides a result besides the files."""
 
@@ -155,6 +185,9 @@ class Plan(_Stage):
     """The field from which exact bones' first poses are read."""
     pose: PosePlan = PosePlan()
     soft: SoftPlan = SoftPlan()
+    network: NetworkPlan = NetworkPlan()
+    train: TrainPlan = TrainPlan()
+    """Training minimises ``refine.weights``' terms over a cohort."""
     interpolation: Literal["linear", "bspline"] = "bspline"
     """Of the moved image that is written; registration itself interpolates linearly."""
     seed: int = 0

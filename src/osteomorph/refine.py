@@ -1,6 +1,6 @@
 """Instance optimisation: equation 2.1 for one pair, coarse to fine. Touches a field, never a network."""
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from osteomorph import fields
 from osteomorph.case import Case
-from osteomorph.geometry import Grid
+from osteomorph.descent import Progress, descend
+from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image
 from osteomorph.objective import Alignment, Objective, Term
 from osteomorph.plan import Level, RefinePlan, SoftPlan, Weights
@@ -19,58 +20,56 @@ from osteomorph.regularity import Bending, Diffusion, Rigidity
 from osteomorph.similarity import Dice, Mind, MutualInformation
 from osteomorph.transforms import Displacement, Velocity
 
-Progress = Callable[[str, int, int], None]
-"""(stage, steps done, steps in all); raise in it to stop."""
-
-FINAL_STEP = 0.2
-"""Share of a level's step length that is left at its end."""
-
 
 def refine(
-    case: Case, plan: RefinePlan, rigid_labels: tuple[int, ...] = (), seed: int = 0, progress: Progress | None = None
+    case: Case,
+    plan: RefinePlan,
+    rigid_labels: tuple[int, ...] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+    first: Displacement | None = None,
 ) -> tuple[Displacement | Velocity, list[dict[str, float]]]:
     """The warp that minimises the plan's terms, and the terms' values at each step.
 
     case: prepared, and already under its rigid start.
     rigid_labels: ids of the bones inside which the rigidity penalty acts.
+    first: the field to begin from, no motion by default; with a velocity there is none.
     """
+    if first is not None and plan.field == "velocity":
+        raise ValueError("A displacement has no velocity to begin from; refine a displacement.")
     grid = case.fixed.grid.resampled(plan.field_spacing_mm)
     vectors = torch.zeros(3, *grid.shape, dtype=case.fixed.data.dtype, device=case.fixed.data.device)
+    if first is not None:
+        points = grid.points(vectors.dtype, vectors.device).flatten(1)
+        vectors = sample(first.vectors, first.grid, points).unflatten(1, grid.shape)
     generator = torch.Generator().manual_seed(seed)
     history: list[dict[str, float]] = []
     total = sum(level.iterations for level in plan.levels)
+    told = None if progress is None else lambda done: progress("refine", done, total)
     for level in plan.levels:
         looked_at = smoothed(case, level.smooth_mm)
         objective = Objective(terms(plan, level, case, rigid_labels))
         basis = _Basis(grid, level.control_mm, vectors.dtype, vectors.device)
-        control = torch.zeros(basis.shape, dtype=vectors.dtype, device=vectors.device, requires_grad=True)
-        optimiser = torch.optim.Adam([control], lr=level.step_mm, betas=(0.9, 0.99), eps=1e-12)
+        control = torch.zeros(basis.shape, dtype=vectors.dtype, device=vectors.device)
         memo: dict[object, object] = {}
         stride = max(1, round((case.fixed.grid.voxels / level.samples) ** (1 / 3)))
-        for step in range(level.iterations):
-            for group in optimiser.param_groups:
-                group["lr"] = level.step_mm * (1 - (1 - FINAL_STEP) * step / level.iterations)
-            offset = torch.randint(stride, (3,), generator=generator).tolist()
-            warp = Displacement(_integrate(vectors + basis(control), grid, plan), grid)
-            alignment = Alignment(
-                looked_at,
-                warp,
-                stride=stride,
-                offset=(offset[0], offset[1], offset[2]),
-                rigid_labels=rigid_labels,
-                rigid_frame=_frame(plan, case),
-                memo=memo,
-            )
-            loss, values = objective(alignment)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"The objective became {float(loss)} at step {len(history)}: {values}.")
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            history.append({"loss": float(loss.detach()), **values})
-            if progress is not None:
-                progress("refine", len(history), total)
-        vectors = (vectors + basis(control)).detach()
+
+        def loss(
+            before: Tensor = vectors,
+            basis: _Basis = basis,
+            control: Tensor = control,
+            looked_at: Case = looked_at,
+            objective: Objective = objective,
+            stride: int = stride,
+            memo: Any = memo,
+        ) -> tuple[Tensor, dict[str, float]]:
+            a, b, c = (int(o) for o in torch.randint(stride, (3,), generator=generator))
+            warp = Displacement(_integrate(before + basis(control), grid, plan), grid)
+            frame = rigid_frame(plan, case)
+            return objective(Alignment(looked_at, warp, stride, (a, b, c), rigid_labels, frame, memo))
+
+        descend(control, level, loss, history, told)
+        vectors = vectors + basis(control)
     if plan.field == "velocity":
         return Velocity(vectors, grid), history
     return Displacement(vectors, grid), history
@@ -80,7 +79,8 @@ def _integrate(vectors: Tensor, grid: Grid, plan: RefinePlan) -> Tensor:
     return fields.exponential(vectors, grid) if plan.field == "velocity" else vectors
 
 
-def _frame(plan: RefinePlan, case: Case) -> str:
+def rigid_frame(plan: RefinePlan, case: Case) -> str:
+    """Where the rigid mask comes from: as the plan says, or what there is."""
     if plan.rigid_frame != "auto":
         return plan.rigid_frame
     return "warped" if case.moving_labels is not None else "fixed"

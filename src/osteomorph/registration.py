@@ -12,7 +12,9 @@ import torch
 
 from osteomorph import fields
 from osteomorph.bones import Bone, bones_under
+from osteomorph.carried import on_fixed_grid
 from osteomorph.case import Case
+from osteomorph.descent import Progress
 from osteomorph.errors import InputError
 from osteomorph.exact_bones import (
     ExactBones,
@@ -34,12 +36,12 @@ from osteomorph.geometry import overlap_mm3
 from osteomorph.image import Image, Labels
 from osteomorph.initialise import Start, initialise
 from osteomorph.inputs import BoneLabels, Bones, ImageSource, LabelSource, MaskSource, only_bones, read_case, with_bones
+from osteomorph.learned import Learned
 from osteomorph.measure import dice, hausdorff
 from osteomorph.objective import Alignment
 from osteomorph.plan import Plan, RefinePlan
 from osteomorph.prepare import moved_case, prepare, resampled_case
 from osteomorph.recipes import recipe, recipe_names
-from osteomorph.refine import Progress
 from osteomorph.refine import refine as optimise
 from osteomorph.resampling import resample
 from osteomorph.similarity import mutual_information
@@ -60,9 +62,10 @@ def register(
     moving_mask: MaskSource = None,
     bone_labels: BoneLabels | None = None,
     bones: Bones = "auto",
-    plan: str | Path | Plan = "default",
+    plan: str | Path | Plan | None = None,
+    weights: str | Path | None = None,
     initial: str | Path | Transform | None = None,
-    refine: bool = True,
+    refine: bool | None = None,
     device: str = "auto",
     threads: int | None = None,
     seed: int | None = None,
@@ -75,21 +78,29 @@ def register(
     fixed_mask, moving_mask: weights in [0, 1] for the similarity.
     bone_labels: ids of the labels that are bone, or id -> name; all that occur by default.
     bones: which label map says where bone is.
-    plan: a recipe's name, a TOML or JSON file, or a Plan.
+    plan: a recipe's name, a TOML or JSON file, or a Plan; ``"default"``, or the weights' own, by default.
+    weights: of a trained network, whose field is the warp; images are prepared as in its training.
+    refine: whether the images themselves decide on the warp; by default where there are no weights. With weights it begins
+        from the network's field.
     initial: None for the automatic rigid start; "none" where the pair is aligned already; "centres" to begin from the
         centres of the fields of view; a rigid transform or its file.
     Raises InputError for input that cannot be registered, StartError where the rigid start failed.
     """
-    chosen = as_plan(plan)
+    chosen, learned = as_plan(plan or "default"), None
+    if weights is not None:
+        learned = Learned.read(Path(weights), None if plan is None else chosen)
+        chosen, refine = learned.plan, bool(refine)
     if seed is not None:
         chosen = chosen.model_copy(update={"seed": seed})
-    if not refine:
+    if refine is False:
         rest = chosen.refine.model_copy(update={"levels": ()})
         chosen = chosen.model_copy(update={"refine": rest, "bones": "penalty"})
     clock = _Clock(progress)
     with limited(threads):
         with clock("read"):
             case, hashes = read_case(fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, chosen)
+            if learned is not None:
+                hashes["weights"] = learned.sha256
             case, ids = with_bones(case, bone_labels, bones)
             given, where = _as_transform(initial), _device(device)
         with clock("prepare"):
@@ -109,12 +120,21 @@ def register(
                 return Registration(
                     case, start, stored, chosen, ids.rigid, carried, exact.history, clock.seconds, hashes, "cpu", exact
                 )
+        guess = None
+        if learned is not None:
+            with clock("network"):
+                guess = learned.field_of(_to(on_fixed_grid(prepared, start.rigid, chosen), where))
         with clock("refine"):
             carried = resampled_case(prepared, start.rigid)
             if carried.fixed_mask is None and chosen.refine.foreground:
                 carried = replace(carried, fixed_mask=foreground(carried.fixed))
             plan_here = _available_frame(chosen.refine, bones, carried)
-            warp, history = optimise(_to(carried, where), plan_here, ids.rigid, chosen.seed, progress)
+            warp: Displacement | Velocity
+            history: list[dict[str, float]] = []
+            if guess is not None and not chosen.refine.levels:
+                warp = guess
+            else:
+                warp, history = optimise(_to(carried, where), plan_here, ids.rigid, chosen.seed, progress, guess)
             if where.type != "cpu":
                 warp = replace(warp, vectors=warp.vectors.cpu())
     return Registration(case, start, warp, chosen, ids.rigid, carried, history, clock.seconds, hashes, str(where))
@@ -229,7 +249,8 @@ class Registration:
             found.append(f"The field folds in {values['folding_percent']:.3g} % of its voxels.")
         if values.get("inverse_error_mean_mm", 0.0) > INVERSE_BAR_MM:
             found.append(f"The inverse is off by {values['inverse_error_mean_mm']:.3g} mm on average.")
-        if values["mutual_information"] < values["mutual_information_start"] and self.plan.refine.levels:
+        deformed = self.plan.refine.levels or "weights" in self.hashes
+        if values["mutual_information"] < values["mutual_information_start"] and deformed:
             found.append("Mutual information fell below that of the rigid start.")
         lost = sorted(set(self.rigid_labels) - {bone.label for bone in self.bones})
         if lost:

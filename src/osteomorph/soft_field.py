@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -12,11 +12,13 @@ from torch import Tensor
 
 from osteomorph import fields
 from osteomorph.case import Case
+from osteomorph.descent import Progress, descend
 from osteomorph.distances import DistanceMap
 from osteomorph.geometry import Grid
 from osteomorph.objective import Alignment, Objective
 from osteomorph.plan import SoftPlan
-from osteomorph.refine import FINAL_STEP, Progress, cubic_matrix, smoothed, terms
+from osteomorph.refine import cubic_matrix, smoothed, terms
+from osteomorph.regularity import Bending, Diffusion
 from osteomorph.transforms import Displacement, Velocity
 
 LEAST_DETERMINANT = 0.15
@@ -35,7 +37,8 @@ def soft_field(
     """psi, fixed mm -> fixed mm, on the fixed image's grid; and the terms' values at each step.
 
     psi = x + chi(x) v(x) (or the flow of chi v): v a cubic B-spline, chi 0 in the regions and one voxel's diagonal around
-    them, so that interpolation keeps them exactly still, and 1 from ``ramp_mm`` on (after Little et al., 1997).
+    them, so that interpolation keeps them exactly still, and 1 from ``ramp_mm`` on (after Little et al., 1997). Smoothness is
+    asked of v, which knows no bones: asked of chi v it would hold tissue back all around them.
 
     case: prepared, the moving image already resampled through the bones' transform: both describe along the same axes.
     regions: what must not move. A displacement that comes near to folding is returned as a velocity.
@@ -46,35 +49,31 @@ def soft_field(
     generator = torch.Generator().manual_seed(seed)
     history: list[dict[str, float]] = []
     total = sum(level.iterations for level in plan.levels)
+    told = None if progress is None else lambda done: progress("soft", done, total)
     found: list[_Spline] = []
     for level in plan.levels:
         seen = smoothed(case, level.smooth_mm)
-        objective = Objective(terms(plan, level, case, ()))
-        spline = _Spline.zero(grid, level.control_mm, case.fixed.data)
-        found.append(spline)
-        spline.control.requires_grad_(True)
-        optimiser = torch.optim.Adam([spline.control], lr=level.step_mm, betas=(0.9, 0.99), eps=1e-12)
+        wanted = terms(plan, level, case, ())
+        similarity = Objective([term for term in wanted if not isinstance(term[2], (Bending, Diffusion))])
+        smoothness = Objective([term for term in wanted if isinstance(term[2], (Bending, Diffusion))])
+        found.append(_Spline.zero(grid, level.control_mm, case.fixed.data))
         memo: dict[object, object] = {}
-        for step in range(level.iterations):
-            for group in optimiser.param_groups:
-                group["lr"] = level.step_mm * (1 - (1 - FINAL_STEP) * step / level.iterations)
+
+        def loss(
+            seen: Case = seen, similarity: Objective = similarity, smoothness: Objective = smoothness, memo: Any = memo
+        ) -> tuple[Tensor, dict[str, float]]:
             a, b, c = (int(o) for o in torch.randint(stride, (3,), generator=generator))
             lattice = grid.strided(stride, (a, b, c))
             rows = (slice(a, None, stride), slice(b, None, stride), slice(c, None, stride))
-            vectors = sum_of(found, rows) * hold[rows]
+            free = sum_of(found, rows)
+            vectors = free * hold[rows]
             if plan.field == "velocity":
                 vectors = fields.exponential(vectors, lattice, SQUARINGS)
-            alignment = Alignment(seen, Displacement(vectors, lattice), stride=stride, offset=(a, b, c), memo=memo)
-            loss, values = objective(alignment)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"The objective became {float(loss)} at step {len(history)}: {values}.")
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            history.append({"loss": float(loss.detach()), **values})
-            if progress is not None:
-                progress("soft", len(history), total)
-        spline.control.requires_grad_(False)
+            fit, values = similarity(Alignment(seen, Displacement(vectors, lattice), stride, (a, b, c), memo=memo))
+            rough, more = smoothness(Alignment(seen, Displacement(free, lattice), stride, (a, b, c), memo=memo))
+            return fit + rough, values | more
+
+        descend(found[-1].control, level, loss, history, told)
     if not found:
         return Displacement(torch.zeros(3, *grid.shape, dtype=case.fixed.data.dtype), grid), history
     everywhere = (slice(None),) * 3

@@ -30,8 +30,27 @@ def register(
     bones: Annotated[options.Bones, typer.Option("--bones", help="Label map that says where bone is.")] = options.Bones.auto,
     fixed_mask: options.FixedMask = None,
     moving_mask: options.MovingMask = None,
-    plan: options.PlanName = "default",
-    refine: Annotated[bool, typer.Option("--refine/--no-refine", help="Deform after the rigid start, or keep to it.")] = True,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            "--plan",
+            metavar="NAME|FILE",
+            help="A recipe's name, or a TOML or JSON file.",
+            show_default="default, or the weights'",
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="weights.safetensors of train: its network finds the field.", show_default=False),
+    ] = None,
+    refine: Annotated[
+        bool | None,
+        typer.Option(
+            "--refine/--no-refine",
+            help="Optimise the field on these images, or keep to the rigid start (with --weights: to the network's field).",
+            show_default="refine without --weights",
+        ),
+    ] = None,
     initial: Annotated[
         str | None,
         typer.Option(
@@ -67,6 +86,7 @@ def register(
             bone_labels=ids,
             bones=bones.value,
             plan=plan,
+            weights=weights,
             initial=initial,
             refine=refine,
             device=device.value,

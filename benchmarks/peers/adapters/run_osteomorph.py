@@ -1,0 +1,23 @@
+"""This package: the whole command, from files to the output folder."""
+
+import subprocess
+import sys
+
+from adapter import Run
+
+
+def main():
+    run = Run("default", "penalty", "diffeomorphic")
+    settings = ["--plan", run.variant, "--initial", "none", "--threads", str(run.threads)]
+    if run.labels is not None:
+        settings += ["--moving-labels", str(run.labels), "--bones", "moving"]
+    command = [sys.executable, "-m", "osteomorph", "register", "-f", run.fixed, "-m", run.moving, *settings]
+    with run:
+        code = subprocess.run([*command, "-o", str(run.out / "result"), "--overwrite"]).returncode
+    if code not in (0, 3):  # 3: written, and a quality check warns
+        raise SystemExit(code)
+    shown = {"plan": run.variant, "flagged": code == 3}
+    run.write("result/displacement.nii.gz", None, shown, ("osteomorph", "torch"), inverse="result/inverse.h5")
+
+
+main()
