@@ -226,6 +226,25 @@ def test_sform_and_qform_that_disagree_warn(tmp_path):
         assert read_header(tmp_path / "b.nii").grid.affine[0, 3] == 5
 
 
+def test_turns_that_a_qform_cannot_hold_are_written_in_the_sform_alone(tmp_path):
+    affine = np.array(  # of a sagittal scan; float32 quaternions put its corners 0.3 mm away
+        [[0.1407, 0.1354, -2.4088, 59.2], [0.138, -1.8076, -0.1663, 46.6], [-1.8064, -0.1275, -0.2003, 81.0], [0, 0, 0, 1.0]]
+    )
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    affine[:3, :3] = polar(affine[:3, :3] / spacing)[0] * spacing
+    grid = Grid((60, 70, 40), affine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_image(tmp_path / "a.nii.gz", Image(torch.rand(1, *grid.shape), grid))
+        assert np.abs(read_header(tmp_path / "a.nii.gz").grid.affine - affine).max() < 1e-4
+    header = nib.load(tmp_path / "a.nii.gz").header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (1, 0)
+    seen = sitk.ReadImage(str(tmp_path / "a.nii.gz"))
+    for index in ((0, 0, 0), (59, 69, 39)):
+        there = np.array(seen.TransformIndexToPhysicalPoint(index)) * (-1, -1, 1)
+        assert np.abs(there - (affine @ [*index, 1])[:3]).max() < 2e-3
+
+
 def test_metres_become_mm(tmp_path):
     path = nifti(tmp_path / "a.nii", np.diag([0.001, 0.002, 0.003, 1]), unit="meter")
     with pytest.warns(HeaderWarning, match="meters"):

@@ -28,6 +28,9 @@ _MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 _DEFLATE_LIMIT = 1032
 """Deflate shrinks data by no more than this."""
 
+QFORM_MM = 0.01
+"""Where a corner by the qform is further than this from itself by the sform, only the sform is written."""
+
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
@@ -136,7 +139,7 @@ def voxels(head: Header) -> np.ndarray:
 
 
 def write_voxels(path: PathLike, data: np.ndarray, grid: Grid) -> None:
-    """Voxels (i, j, k) in their own data type; sform and qform both scanner (code 1), mm."""
+    """Voxels (i, j, k) in their own data type; sform and, where it can say the same, qform are scanner (code 1), mm."""
     with writing(path) as target:
         _save(target, nib.Nifti1Image(data, grid.affine, dtype=data.dtype))
 
@@ -146,6 +149,8 @@ def _save(path: Path, image: NiftiImage) -> None:
     image.header.set_xyzt_units("mm", "unknown")
     image.set_sform(image.affine, code=1)
     image.set_qform(image.affine, code=1)
+    if _disagreement_mm(image) > QFORM_MM:  # its three floats fix turns near 180 degrees to a milliradian only
+        image.set_qform(None, code=0)
     nib.save(image, path)
 
 
