@@ -72,8 +72,8 @@ def thesis_units(context: Context) -> list[Unit]:
     swept = sweep_arms(context)
     plan = arms[0].plan
     units = [cohort_unit(context), start_unit(context, plan)]
-    for arm in arms:
-        units += train_units(context, arm, ["start/cohort"])
+    for fold in zip(*(train_units(context, arm, ["start/cohort"]) for arm in arms), strict=True):
+        units += fold  # a study that was stopped has all variants of its first folds
     for arm in swept:
         units += train_units(context, arm, ["start/cohort"], "sweep")
     evaluated = [rigid_unit(context, plan)]
