@@ -3,16 +3,26 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-slow lint types format bench clean
+BUILT := src/osteomorph/report_assets/built/viewer.js
 
-demo: .venv/.core
+.PHONY: viewer demo test test-slow lint types format bench clean
+
+demo: .venv/.core viewer
 	$(BIN)/osteomorph demo --output demo --overwrite
 
-test: .venv/.dev lint types
+test: .venv/.dev lint types viewer
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: .venv/.dev
+test-slow: .venv/.dev viewer
 	$(BIN)/python -m pytest -m slow
+
+# The interactive part of reports; without npm, or without its registry, reports have their pictures alone.
+viewer:
+	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory $(BUILT) || echo "The viewer was not built."; \
+	else echo "npm is not here: reports will have pictures alone."; fi
+
+$(BUILT): viewer/package-lock.json viewer/build.mjs $(wildcard viewer/src/* viewer/licences/*)
+	cd viewer && npm ci --no-audit --no-fund --silent && npm run --silent build
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -29,7 +39,7 @@ bench: .venv/.bench
 	$(BIN)/python benchmarks/terms.py
 
 clean:
-	rm -rf .venv demo build dist
+	rm -rf .venv demo build dist viewer/node_modules src/osteomorph/report_assets/built
 
 .venv/.python:
 	$(PYTHON) -c 'import sys; sys.exit("osteomorph needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'

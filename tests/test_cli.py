@@ -185,7 +185,7 @@ def test_options_reach_the_registration(pair, tmp_path, monkeypatch):
     assert given["bone_labels"] == {22: "L3"}
     run("register", *sides(pair, tmp_path / "out"), "--bone-labels", "22, 23", code=2)
     assert given["bone_labels"] == [22, 23]
-    assert (given["refine"], given["initial"], given["bones"], given["device"]) == (True, None, "auto", "auto")
+    assert (given["refine"], given["initial"], given["bones"], given["device"]) == (None, None, "auto", "auto")
     assert (given["threads"], given["seed"]) == (None, None)
 
 

@@ -14,9 +14,11 @@ from osteomorph.commands.guard import GuardedGroup
 from osteomorph.commands.info import info
 from osteomorph.commands.prepare import prepare
 from osteomorph.commands.register import register
+from osteomorph.commands.report import report
 from osteomorph.commands.simulate import simulate
 from osteomorph.commands.study import study
 from osteomorph.commands.train import train
+from osteomorph.commands.view import view
 from osteomorph.stopping import watch
 
 app = typer.Typer(
@@ -27,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for command in (register, apply, prepare, info, simulate, train, evaluate, study, demo, doctor):
+for command in (register, apply, prepare, info, simulate, train, evaluate, study, report, view, demo, doctor):
     app.command()(command)
 
 

@@ -263,7 +263,7 @@ def _before(psi: Displacement, aim: Float[Tensor, "3 n"], steps: int = 12, toler
         here = found[:, open_]
         better = aim[:, open_] - sample(psi.vectors, psi.grid, here.float())
         found[:, open_] = better
-        open_ = open_[(better - here).norm(dim=0) > tolerance_mm]
+        open_ = open_[(better - here).square().sum(0) > tolerance_mm**2]
         if len(open_) == 0:
             break
     return found

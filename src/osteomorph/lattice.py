@@ -58,7 +58,7 @@ def _bends(values: Float[Tensor, "3 i j k"], tolerance_mm: float) -> Bool[Tensor
         if n > 2:
             second = values.narrow(axis, 2, n - 2) - 2 * values.narrow(axis, 1, n - 2) + values.narrow(axis, 0, n - 2)
             inner = out.narrow(axis - 1, 1, n - 2)
-            inner.copy_(torch.maximum(inner, second.norm(dim=0) / 8))
+            inner.copy_(torch.maximum(inner, second.square().sum(0).sqrt() / 8))
     return max_pool3d((out > tolerance_mm).float()[None], 3, 1, 1)[0] > 0
 
 

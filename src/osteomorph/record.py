@@ -13,6 +13,7 @@ from osteomorph import __version__
 from osteomorph.geometry import Grid
 from osteomorph.io import OutputFolder, write_displacement, write_image, write_json, write_transform
 from osteomorph.memory import peak_bytes
+from osteomorph.report import REPORT, material_of, write_report
 
 if TYPE_CHECKING:
     from osteomorph.registration import Registration
@@ -36,6 +37,7 @@ def write_result(registration: "Registration", folder: Path, overwrite: bool, co
             out / "bones.json", {"exact": registration.exact is not None, "frame": "RAS mm, fixed -> moving", "bones": bones}
         )
         content = describe(registration, command)
+        write_report(out / REPORT, material_of(registration, folder.resolve().name, content, bones))
         content["seconds"]["write"] = round(time.perf_counter() - began, 3)
         write_json(out / "result.json", content)
     return folder

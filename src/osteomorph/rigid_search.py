@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from osteomorph.descent import Adam
 from osteomorph.geometry import sample
 from osteomorph.image import Image
 from osteomorph.similarity import mutual_information
@@ -89,16 +90,12 @@ def climb(
     centre, radius_mm = middle(pair.fixed_body)
     generator = torch.Generator().manual_seed(seed)
     free = torch.zeros(len(matrices), 6, requires_grad=True)
-    optimiser = torch.optim.Adam([free], lr=pair.spacing_mm / 2, betas=(0.8, 0.95))
-    decay = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.1 ** (1 / max(1, steps)))
-    for _ in range(steps):
-        optimiser.zero_grad()
+    adam = Adam(free, (0.8, 0.95))
+    for step in range(steps):
         here = matrices @ about(free[:, :3] / radius_mm, free[:, 3:], centre)
         information, overlap = pair.alike(here, pair.choose(samples, generator))
         score = information * overlap if with_overlap else information
-        (-score.sum()).backward()
-        optimiser.step()
-        decay.step()
+        adam.step(-score.sum(), pair.spacing_mm / 2 * 0.1 ** (step / steps))
     with torch.no_grad():
         return matrices @ about(free[:, :3] / radius_mm, free[:, 3:], centre)
 
