@@ -68,7 +68,7 @@ def draw(path: Path, result: Registration, title: str) -> None:
     before = resample(case.moving, result.start.rigid, grid)
     before_labels = None if case.moving_labels is None else resample(case.moving_labels, result.start.rigid, grid)
     moved = result.warp.displacement(grid)
-    overlay(path, case.fixed, before, result.moved(), case.fixed_labels, before_labels, result.moved_labels, moved, title)
+    overlay(path, case.fixed, before, result.moved, case.fixed_labels, before_labels, result.moved_labels, moved, title)
 
 
 def truth_test(data: Path, out: Path, seed: int) -> None:

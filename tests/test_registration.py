@@ -151,8 +151,8 @@ def test_two_registrations_in_either_order_give_the_same_arrays():
         update={"refine": PLAN.refine.model_copy(update={"levels": (Level(control_mm=14, iterations=4, step_mm=0.6),)})}
     )
     a, b = scene(FIXED_GRIDS["RAS"]), scene(FIXED_GRIDS["oblique"])
-    first = [register(s[0], s[1], moving_labels=s[2], plan=plan).moved().data for s in (a, b)]
-    second = [register(s[0], s[1], moving_labels=s[2], plan=plan).moved().data for s in (b, a)]
+    first = [register(s[0], s[1], moving_labels=s[2], plan=plan).moved.data for s in (a, b)]
+    second = [register(s[0], s[1], moving_labels=s[2], plan=plan).moved.data for s in (b, a)]
     assert torch.equal(first[0], second[1])
     assert torch.equal(first[1], second[0])
 
@@ -161,7 +161,7 @@ def test_the_roles_may_be_swapped():
     fixed, moving, labels, _ = scene(FIXED_GRIDS["LPS"])
     swapped = register(moving, fixed, fixed_labels=labels, plan=PLAN)
     assert swapped.metrics["mutual_information"] > swapped.metrics["mutual_information_start"]
-    assert swapped.moved().grid == moving.grid
+    assert swapped.moved.grid == moving.grid
     assert [bone.label for bone in swapped.bones] == [5]
 
 

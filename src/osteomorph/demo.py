@@ -112,7 +112,7 @@ def _draw(result: "Registration", pair: "SimulatedPair", path: Path) -> None:
         path,
         case.fixed,
         resample(case.moving, start, grid),
-        result.moved(),
+        result.moved,
         pair.case.fixed_labels,
         None if case.moving_labels is None else resample(case.moving_labels, start, grid),
         result.moved_labels,

@@ -26,7 +26,7 @@ def write_result(registration: "Registration", folder: Path, overwrite: bool, co
     began = time.perf_counter()
     with OutputFolder(folder, overwrite) as output:
         out = output.path
-        write_image(out / "moved.nii.gz", registration.moved())
+        write_image(out / "moved.nii.gz", registration.moved)
         if registration.moved_labels is not None:
             write_image(out / "moved_labels.nii.gz", registration.moved_labels)
         write_displacement(out / "displacement.nii.gz", registration.stored, registration.case.fixed.grid)

@@ -185,6 +185,7 @@ class Registration:
         spacing = self.plan.prepare.spacing_mm
         return stored_inverse(self.exact, self.start.rigid, self.case.moving.grid, self.warp, spacing)
 
+    @cached_property
     def moved(self) -> Image:
         """The moving image on the fixed grid, in the plan's interpolation; its minimum beyond its field of view."""
         return resample(self.case.moving, self.stored, self.case.fixed.grid, self.plan.interpolation)

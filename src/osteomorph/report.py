@@ -60,7 +60,7 @@ def material_of(
         name,
         case.fixed,
         resample(case.moving, start, grid),
-        registration.moved(),
+        registration.moved,
         registration.stored,
         start,
         record,

@@ -69,7 +69,7 @@ def packed(data: Shaped[np.ndarray, "i j k"], grid: Grid, slope: float = 1.0, in
     image.set_sform(grid.affine, code=1)
     image.set_qform(grid.affine, code=1)
     image.header.set_slope_inter(slope, inter)
-    return gzip.compress(image.to_bytes(), 9, mtime=0)
+    return gzip.compress(image.to_bytes(), 6, mtime=0)
 
 
 def quantised(data: Float[np.ndarray, "i j k"]) -> tuple[np.ndarray, float, float]:
@@ -86,7 +86,7 @@ def text(data: bytes) -> str:
 
 
 def squeezed(data: np.ndarray) -> str:
-    return text(gzip.compress(data.tobytes(), 9, mtime=0))
+    return text(gzip.compress(data.tobytes(), 6, mtime=0))
 
 
 def images_packed(images: dict[str, Image], budget: int = BUDGET) -> tuple[Grid, dict[str, Any]]:
