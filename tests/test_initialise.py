@@ -20,6 +20,7 @@ from osteomorph.io import read_image
 from osteomorph.plan import InitialisePlan, PreparePlan
 from osteomorph.prepare import prepare
 from osteomorph.start_elastix import euler, has_package
+from osteomorph.start_images import AIR_BINS, equalised
 from osteomorph.start_labels import procrustes, signed_distance
 from osteomorph.transforms import Rigid
 
@@ -398,3 +399,17 @@ def test_none_takes_the_headers_at_their_word():
     apart = two_contrasts(Rigid.identity(), grid_about((400, 0, 0), 150.0, (4.0, 4.0, 4.0)))
     with pytest.raises(StartError, match="do not overlap"):
         initialise(apart, plan)
+
+
+def test_equalised_images_forget_the_scale_of_intensities():
+    """The same patient on any increasing scale of intensities gives the same picture, with every bin as full."""
+    body = Image(torch.zeros(1, *BOX.shape), BOX)
+    body.data[:, 3:-3, 3:-3, 3:-3] = 1
+    shades = torch.rand(1, *BOX.shape, generator=torch.Generator().manual_seed(0))
+    plain, bent = (equalised(Image(values, BOX), body).data for values in (shades, shades**6 * 3000 - 1000))
+    torch.testing.assert_close(plain, bent)
+    inside = plain[body.data > 0]
+    assert float(inside.min()) >= AIR_BINS
+    counts = torch.histc(inside, 9, AIR_BINS, 1.0)
+    assert float(counts.max() / counts.min()) < 1.05
+    assert not plain[body.data == 0].any()
