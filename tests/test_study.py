@@ -114,13 +114,13 @@ def test_every_study_of_every_size_is_in_order(study, size, tmp_path):
 
 def test_plans_are_the_recipes_at_another_size():
     plan = study_plan("thesis-ws-rp", SIZES["small"])
-    assert (plan.prepare.spacing_mm, plan.prepare.shape) == (2.0, (56, 64, 48))
+    assert (plan.prepare.spacing_mm, plan.prepare.shape) == (2.0, (48, 64, 32))
     assert plan.initialise.labels == (24,)
     assert plan.refine.weights.rigidity == 0.4
     full = study_plan("thesis-us", SIZES["full"])
     assert (full.prepare.shape, full.train.epochs, full.train.learning_rate) == ((320, 320, 96), 1000, 4e-4)
     assert with_weights(full, diffusion=0.1).refine.weights.mutual_information == 1.0
-    assert coarser(plan, 2).prepare.shape == (28, 32, 24)
+    assert coarser(plan, 2).prepare.shape == (24, 32, 16)
     with pytest.raises(InputError, match="multiple of 5"):
         coarser(plan, 5)
 

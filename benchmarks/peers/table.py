@@ -67,7 +67,7 @@ def summary(found: np.ndarray, column: str) -> tuple[float, float]:
 
 def markdown(rows: Sequence[Row], shown: Mapping[str, tuple[str, int]] = SHOWN, by: str = "bone_mm") -> str:
     """One line a method, medians (worst), from the smallest median of ``by`` on."""
-    methods = sorted({row["method"] for row in rows}, key=lambda m: float(np.median(values(rows, m, by))))
+    methods = sorted({row["method"] for row in rows}, key=lambda m: (float(np.median(values(rows, m, by))), m))
     lines = ["| method | labels | pairs | " + " | ".join(heading for heading, _ in shown.values()) + " |"]
     lines.append("|---|---|" + "---|" * (len(shown) + 1))
     for method in methods:
