@@ -102,7 +102,7 @@ def register(
             if learned is not None:
                 hashes["weights"] = learned.sha256
             case, ids = with_bones(case, bone_labels, bones)
-            given, where = _as_transform(initial), _device(device)
+            given, where = _as_transform(initial), chosen_device(device)
         with clock("prepare"):
             prepared = prepare(only_bones(case, ids), chosen.prepare)
         with clock("rigid start"):
@@ -361,7 +361,8 @@ def _to(case: Case, device: torch.device) -> Case:
     return Case(*[None if part is None else part.to(device) for part in parts])  # type: ignore[arg-type]
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str) -> torch.device:
+    """cpu or cuda by name; auto: CUDA where there is any. Raises InputError where it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):

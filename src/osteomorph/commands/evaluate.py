@@ -130,11 +130,11 @@ def _cohort(
     from osteomorph.evaluate import write_rows
     from osteomorph.evaluate_cohort import evaluate_pairs, network_method, part_of, plan_method, rigid_method
     from osteomorph.progress import Reporter
-    from osteomorph.registration import _device, as_plan
+    from osteomorph.registration import as_plan, chosen_device
 
     cohort = read_cohort(manifest)
     ids = part_of(cohort, fold, part.value)
-    where = str(_device(device.value))
+    where = str(chosen_device(device.value))
     if weights is not None:
         from osteomorph.network import load_network
 

@@ -42,14 +42,14 @@ def study(
     Every part is done once; the same command goes on where it was stopped.
     """
     from osteomorph.progress import Reporter
-    from osteomorph.registration import _device
+    from osteomorph.registration import chosen_device
     from osteomorph.study import claim, run_units
     from osteomorph.study_arms import SIZES, Context
     from osteomorph.study_questions import question_units
     from osteomorph.study_thesis import thesis_units
     from osteomorph.threads import threads as limited
 
-    context = Context(output, SIZES[size.value], seed, str(_device(device.value)))
+    context = Context(output, SIZES[size.value], seed, str(chosen_device(device.value)))
     units = thesis_units(context) if name is Name.thesis else question_units(context, name.value)
     claim(output, {"study": name.value, "size": size.value, "seed": seed})
     try:

@@ -52,14 +52,14 @@ def train(
     from osteomorph.cohort import read_cohort
     from osteomorph.parallel import leave
     from osteomorph.progress import Reporter
-    from osteomorph.registration import _device
+    from osteomorph.registration import chosen_device
     from osteomorph.threads import threads as limited
     from osteomorph.train import train as run
 
     chosen = _plan(plan, epochs, weights)
     pairs = read_cohort(cohort)
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one speaks
-    where = _device(device.value)
+    where = chosen_device(device.value)
     try:
         with limited(threads), Reporter(json_log if first else None) as progress:
             path = run(
