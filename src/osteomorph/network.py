@@ -189,14 +189,14 @@ def _canonical(grid: Grid) -> tuple[list[int], list[int]]:
 
 
 @torch.no_grad()
-def predict(network: UNet, case: Case, bf16: bool | None = None) -> Displacement:
+def predict(network: UNet, case: Case, bf16: bool = False) -> Displacement:
     """The network's field of a carried case in use: mm, on the fixed grid. The network itself is left as it is.
 
-    bf16: whether layers but the last compute in bfloat16; by default where the processor has instructions for it.
+    bf16: whether layers but the last compute in bfloat16: a little less memory and, where it was tried, no less time.
     """
     device = case.fixed.data.device
     quick = folded(network).to(device=device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    if has_bf16(device) if bf16 is None else bf16:
+    if bf16:
         quick.bfloat16().last.float()
     return warp(quick, case)
 
