@@ -148,6 +148,23 @@ class Grid:
         """The grid carried along by a rigid 4x4 matrix (RAS mm)."""
         return Grid(self.shape, np.asarray(matrix, dtype=np.float64) @ self.affine)
 
+    def canonical(self) -> tuple["Grid", tuple[int, int, int], tuple[int, ...]]:
+        """The same voxels with array axes that run nearest to right, anterior and superior, and how to take data there.
+
+        ``data.permute(0, *[1 + a for a in order]).flip([1 + d for d in flips])`` lies on the grid that is returned.
+        """
+        order = (self.axis("LR"), self.axis("PA"), self.axis("IS"))
+        flips = tuple(d for d, axis in enumerate(order) if self.direction[d, axis] < 0)
+        columns = self.affine[:3, list(order)].copy()
+        shape = tuple(self.shape[axis] for axis in order)
+        affine = np.eye(4)
+        affine[:3, 3] = self.affine[:3, 3]
+        for d in flips:
+            affine[:3, 3] += columns[:, d] * (shape[d] - 1)
+            columns[:, d] *= -1
+        affine[:3, :3] = columns
+        return Grid((shape[0], shape[1], shape[2]), affine), order, flips
+
     def _from_corner(self, corner: np.ndarray, stride: np.ndarray, shape: tuple[int, int, int]) -> "Grid":
         affine = self.affine.copy()
         affine[:3, :3] = affine[:3, :3] * stride

@@ -6,6 +6,7 @@ pyramid of averages (Gortler et al. 1996, push-pull) where a pair on disk has an
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import final
 
 import numpy as np
@@ -49,7 +50,7 @@ PERCENTILES = (0.5, 99.5)
 class Sample:
     """A pair on one grid, on the dataset's device.
 
-    fixed, moving: (1, i, j, k) in [0, 1]. fixed_labels, moving_labels: (1, i, j, k), bones by number.
+    fixed, moving: (1, i, j, k) in [0, 1], or as the scanners give them. fixed_labels, moving_labels: (1, i, j, k), bones by number.
     displacement: (3, i, j, k) mm RAS, fixed -> moving; moving(x + displacement(x)) shows what fixed(x) shows.
     body: (1, i, j, k), whether a fixed voxel lies inside the skin.
     grid: of both images. poses: bone -> (4, 4) fixed mm -> moving mm.
@@ -74,6 +75,7 @@ class SimulatedPairs(IterableDataset[Sample]):
     atlases: drawn from with equal chance. shape, spacing_mm: of the grid, RAS, at a random place in the atlas' first view.
     motions: drawn from with equal chance; of the scanners' offset at most ``offset_deg`` and ``offset_mm``, as after a start.
     contrasts: of the MR, drawn from with equal chance. labelled: bones that appear in the labels, all by default.
+    scaled: whether intensities are taken to [0, 1]; otherwise they are the MR's numbers and the CT's HU.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class SimulatedPairs(IterableDataset[Sample]):
         offset_mm: float = 3.0,
         contrasts: Sequence[str] = CONTRASTS,
         labelled: Sequence[int] | None = None,
+        scaled: bool = True,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -96,9 +99,8 @@ class SimulatedPairs(IterableDataset[Sample]):
         self.atlases = [atlas.to(device) for atlas in atlases]
         self.shape, self.spacing_mm = shape, spacing_mm
         self.motions, self.offset_deg, self.offset_mm = list(motions), offset_deg, offset_mm
-        self.contrasts, self.labelled = list(contrasts), labelled
+        self.contrasts, self.labelled, self.scaled = list(contrasts), labelled, scaled
         self.seed, self.device = seed, torch.device(device)
-        self._banks: dict[int, TextureBank] = {}
         self._rooms = [motion.Room(atlas, LEAST_GAP_MM, self.device) for atlas in self.atlases]
 
     def __iter__(self) -> Iterator[Sample]:
@@ -118,7 +120,7 @@ class SimulatedPairs(IterableDataset[Sample]):
         generator = np.random.default_rng((self.seed, worker, number))
         which = int(generator.integers(len(self.atlases)))
         atlas = self.atlases[which]
-        bank = self._bank(int(generator.integers(BANKS)))
+        bank = _bank(self.seed * BANKS + int(generator.integers(BANKS)), self.device)
         grid, view, bones = self._grid(atlas, generator)
         wanted = self.motions[int(generator.integers(len(self.motions)))]
         steps = motion.draw_steps(atlas.joints, wanted.turn, generator, self._rooms[which])
@@ -139,9 +141,10 @@ class SimulatedPairs(IterableDataset[Sample]):
         mr, ct = draw_mr(generator, str(generator.choice(self.contrasts))), draw_ct(generator)
         fixed = mr.acquire(atlas, lambda _: there, grid, bank)
         moving = ct.acquire(atlas, lambda at: motion.apply(back, at), grid, bank)
+        unit = _unit if self.scaled else Tensor.float
         return Sample(
-            fixed=_unit(fixed.data.to(self.device)),
-            moving=_unit(moving.data.to(self.device).clamp(min=-1000)),
+            fixed=unit(fixed.data.to(self.device)),
+            moving=unit(moving.data.to(self.device).clamp(min=-1000)),
             fixed_labels=self._labels(atlas, there, grid, poses),
             moving_labels=self._labels(atlas, motion.apply(back, points), grid, dict.fromkeys(poses, back)),
             displacement=(motion.apply(offset, there) - points).unflatten(1, grid.shape),
@@ -149,11 +152,6 @@ class SimulatedPairs(IterableDataset[Sample]):
             grid=grid,
             poses={k: offset @ pose for k, pose in poses.items()},
         )
-
-    def _bank(self, number: int) -> TextureBank:
-        if number not in self._banks:
-            self._banks[number] = texture(self.seed * BANKS + number, self.device)
-        return self._banks[number]
 
     def _grid(self, atlas: Atlas, generator: np.random.Generator) -> tuple[Grid, View, dict[int, Points]]:
         """A grid somewhere in the atlas' first view with at least two bones in it, of which one is the reference."""
@@ -197,6 +195,11 @@ class SimulatedPairs(IterableDataset[Sample]):
                 inside = atlas.bone(label, here.flatten(1), 1.0) < 0
                 out[box][inside.unflatten(0, here.shape[1:])] = label
         return out[None]
+
+
+@lru_cache(maxsize=BANKS)
+def _bank(seed: int, device: torch.device) -> TextureBank:
+    return texture(seed, device)
 
 
 def _triple(values: np.ndarray) -> tuple[float, float, float]:

@@ -1,0 +1,76 @@
+"""What the shipped network is trained to: bone, the way to the middle of each bone, and features that find their partner."""
+
+from typing import NamedTuple, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, smooth_l1_loss
+
+from osteomorph.bone_network import FEATURE_STRIDE, Found
+from osteomorph.bone_samples import Patches
+from osteomorph.geometry import sample
+
+OFFSET_SCALE_MM = 10.0
+"""Error of an offset from which on it counts linearly."""
+
+APART_MM = 8.0
+"""Points this far from a partner are no partner of its."""
+
+TEMPERATURE = 0.07
+
+FEATURE_WEIGHT = 0.3
+
+
+@final
+class Losses(NamedTuple):
+    """Parts of one step's loss; ``found`` is the share of points whose best match among all lies within `FOUND_MM`."""
+
+    bone: Float[Tensor, ""]
+    overlap: Float[Tensor, ""]
+    offset: Float[Tensor, ""]
+    features: Float[Tensor, ""]
+    found: float
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        return self.bone + self.overlap + self.offset + FEATURE_WEIGHT * self.features
+
+
+FOUND_MM = 4.0
+
+
+def losses(found: Found, patches: Patches) -> Losses:
+    """Of the two patches of a sample at once."""
+    known = patches.labels >= 0
+    bone = (patches.labels > 0).float()
+    logit = found.bone[:, 0]
+    entropy = binary_cross_entropy_with_logits(logit[known], bone[known])
+    chance, truth = torch.sigmoid(logit[known]), bone[known]
+    overlap = 1 - (2 * (chance * truth).sum() + 1) / (chance.sum() + truth.sum() + 1)
+    inside = patches.labels > 0
+    wrong = (found.offset_mm - patches.offset_mm).movedim(1, -1)[inside] / OFFSET_SCALE_MM
+    offset = smooth_l1_loss(wrong, torch.zeros_like(wrong)) if len(wrong) else wrong.sum()
+    features, share = matching(found.features, patches)
+    return Losses(entropy, overlap, offset, features, share)
+
+
+def matching(features: Float[Tensor, "2 f p q r"], patches: Patches) -> tuple[Float[Tensor, ""], float]:
+    """InfoNCE (van den Oord et al. 2018) between points and their partners, both ways; and the share that is found."""
+    if patches.points.shape[1] < 8:
+        return features.sum() * 0, 0.0
+    values = []
+    for side, places in enumerate((patches.points, patches.partners)):
+        grid = patches.grids[side].strided(FEATURE_STRIDE)
+        values.append(sample(features[side], grid, places))
+    near = torch.cdist(patches.partners.T, patches.partners.T) < APART_MM
+    near.fill_diagonal_(False)
+    alike = torch.einsum("fp,fq->pq", values[0], values[1]) / (
+        values[0].norm(dim=0)[:, None] * values[1].norm(dim=0)[None] * TEMPERATURE
+    ).clamp(min=1e-6)
+    best = alike.detach().argmax(1)
+    apart = (patches.partners[:, best] - patches.partners).norm(dim=0)
+    alike = alike.masked_fill(near, float("-inf"))
+    target: Int[Tensor, " p"] = torch.arange(len(alike))
+    loss = (cross_entropy(alike, target) + cross_entropy(alike.T, target)) / 2
+    return loss, float((apart < FOUND_MM).float().mean())

@@ -1,0 +1,214 @@
+"""The shipped network: from one image of either modality to bone, to where each bone's middle lies, and to features to match by.
+
+Residual U-net (Ronneberger et al. 2015; He et al. 2016) at 2 mm. Layers are normalised over the channels of each voxel (Ba et
+al. 2016), so that what is found at a place does not depend on how much air or anatomy the rest of the field of view holds.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, layer_norm, normalize, pad, relu
+
+from osteomorph.errors import InputError
+
+SPACING_MM = 2.0
+"""Of the lattice the network works on; its axes run to the right, anterior and superior."""
+
+WIDTHS = (16, 32, 64, 80)
+"""Channels at 2, 4, 8 and 16 mm."""
+
+FEATURES = 16
+FEATURE_STRIDE = 2
+"""Features have one vector every 4 mm."""
+
+OFFSET_UNIT_MM = 20.0
+
+HU_FROM = -80.0
+"""An image with values below is taken for a CT: the signal of MR has no sign."""
+
+HU_KNOTS, HU_VALUES = (-1000.0, -200.0, 200.0, 1200.0), (0.0, 0.1, 0.6, 1.0)
+"""CT to [0, 1], linear between: half of the range for soft tissue, most of the rest for bone."""
+
+MR_PERCENTILES = (1.0, 99.5)
+"""Of what is brighter than the background, to 0 and 1."""
+
+
+def unit_intensities(data: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """Intensities of a CT in HU or of an MR, in [0, 1]; in training and in use. An image without contrast is 0."""
+    if float(data.min()) < HU_FROM:
+        knots, values = (torch.tensor(row, dtype=data.dtype, device=data.device) for row in (HU_KNOTS, HU_VALUES))
+        inside = data.clamp(HU_KNOTS[0], HU_KNOTS[-1])
+        out = torch.zeros_like(inside)
+        for a, b, u, v in zip(knots, knots[1:], values, values[1:], strict=False):
+            out += (inside.clamp(a, b) - a) * ((v - u) / (b - a))
+        return out
+    low = float(data.min())
+    some = data.flatten()[:: max(1, data.numel() // 100_000)].cpu().float().numpy()
+    seen = some[some > low + 1e-6 * max(1.0, abs(low))]
+    if seen.size == 0:
+        return torch.zeros_like(data)
+    start, end = np.percentile(seen, MR_PERCENTILES)
+    if not end > start:
+        return torch.zeros_like(data)
+    return ((data - float(start)) / float(end - start)).clamp(0, 1)
+
+
+@final
+class Found(NamedTuple):
+    """What the network says of a batch of images at 2 mm.
+
+    bone: logit. offset_mm: from a voxel to the middle of the bone it belongs to, along the lattice's axes; at most
+    about 48 mm long, after which it is the direction that counts. features: of unit length, at every second voxel.
+    """
+
+    bone: Float[Tensor, "b 1 i j k"]
+    offset_mm: Float[Tensor, "b 3 i j k"]
+    features: Float[Tensor, "b f p q r"]
+
+
+@final
+class ChannelNorm(nn.Module):
+    """Layer normalisation of each voxel's channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Float[Tensor, "b c i j k"]) -> Float[Tensor, "b c i j k"]:
+        last = x.permute(0, 2, 3, 4, 1)  # no copy where channels lie last in memory
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return layer_norm(last, self.weight.shape, weight, bias).permute(0, 4, 1, 2, 3)
+
+
+@final
+class Layer(nn.Module):
+    """Convolution of 3 x 3 x 3, normalisation, ReLU."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv3d(before, after, 3, padding=1), ChannelNorm(after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return relu(self.norm(self.convolution(x)))
+
+
+@final
+class Residual(nn.Module):
+    """Two layers around which their input is added."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = Layer(channels, channels)
+        self.second, self.norm = nn.Conv3d(channels, channels, 3, padding=1), ChannelNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return relu(x + self.norm(self.second(self.first(x))))
+
+
+@final
+class BoneNetwork(nn.Module):
+    """Prepared intensities (b, 1, i, j, k) at 2 mm, RAS -> `Found`, for any shape."""
+
+    def __init__(self, widths: tuple[int, ...] = WIDTHS, features: int = FEATURES) -> None:
+        super().__init__()
+        self.widths, self.feature_channels = tuple(widths), features
+        pairs = list(zip(widths, widths[1:], strict=False))
+        self.first = Layer(1, widths[0])
+        self.shrink = nn.ModuleList(nn.Conv3d(a, b, 2, stride=2) for a, b in pairs)
+        self.down = nn.ModuleList(Residual(b) for _, b in pairs)
+        self.grow = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in pairs)
+        self.up = nn.ModuleList([Layer(widths[0], widths[0]), *(Residual(a) for a in widths[1:-1])])
+        self.bone_head = nn.Conv3d(widths[0], 1, 1)
+        self.offset_head = nn.Conv3d(widths[0], 3, 1)
+        self.feature_head = nn.Conv3d(widths[1], features, 1)
+
+    def forward(self, images: Float[Tensor, "b 1 i j k"]) -> Found:
+        shape = images.shape[2:]
+        step = 2 ** len(self.down)
+        spare = [-n % step for n in shape]
+        x = pad(images, [w for n in reversed(spare) for w in (0, n)]) if any(spare) else images
+        x = self.first(x.contiguous(memory_format=torch.channels_last_3d))
+        kept: list[Tensor] = []
+        for shrink, block in zip(self.shrink, self.down, strict=True):
+            kept.append(x)
+            x = block(shrink(x))
+        features = x
+        for level in reversed(range(len(self.up))):
+            x = self.up[level](kept[level] + interpolate(self.grow[level](x), scale_factor=2, mode="trilinear"))
+            if level == 1:
+                features = self.feature_head(x)
+        inner = (slice(None), slice(None), *(slice(n) for n in shape))
+        coarse = (slice(None), slice(None), *(slice(-(-n // FEATURE_STRIDE)) for n in shape))
+        return Found(
+            self.bone_head(x)[inner].float(),
+            OFFSET_UNIT_MM * self.offset_head(x)[inner].float(),
+            normalize(features[coarse].float(), dim=1),
+        )
+
+
+# -- on disk --------------------------------------------------------------------------------------------------------------
+FORMAT = "osteomorph bone network 1"
+
+SHIPPED = "bones.safetensors"
+"""In the package, with its SHA-256 and its model card beside it."""
+
+
+def save_bone_network(path: Path, network: BoneNetwork, about: Mapping[str, Any]) -> str:
+    """Weights in float16, ``about`` (fit for JSON) in the header; whole or not at all. Returns the file's SHA-256."""
+    from safetensors.torch import save
+
+    from osteomorph.training_folder import write_whole
+
+    tensors = {name: value.detach().cpu().half().contiguous() for name, value in network.state_dict().items()}
+    plan = {"widths": network.widths, "features": network.feature_channels}
+    content = save(tensors, {"format": FORMAT, "network": json.dumps(plan), "about": json.dumps(dict(about))})
+    write_whole(Path(path), content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def load_bone_network(path: Path, sha256: str | None = None) -> tuple[BoneNetwork, dict[str, Any]]:
+    """The network in evaluation, float32, and what was said of it. sha256: of the file, checked where given.
+
+    Raises InputError: missing, broken, another file than was shipped, or no network of this kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist. Give weights that `python -m osteomorph.train_bones` wrote, or none.")
+    if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise InputError(f"{path} is not the file that was shipped: its SHA-256 differs. Install the package again.")
+    try:
+        with safe_open(path, "pt", device="cpu") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        if header.get("format") != FORMAT:
+            raise InputError(f"{path} holds no bone network. Give weights that `python -m osteomorph.train_bones` wrote.")
+        plan, about = json.loads(header["network"]), json.loads(header["about"])
+        network = BoneNetwork(tuple(plan["widths"]), plan["features"])
+        network.load_state_dict(tensors)
+    except (SafetensorError, OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError):
+        raise InputError(f"{path} cannot be read as a bone network. Copy it again, or train it again.") from None
+    return network.to(memory_format=torch.channels_last_3d).eval(), about  # type: ignore[call-overload]
+
+
+@lru_cache(maxsize=1)
+def shipped_network() -> BoneNetwork:
+    """The network that comes with the package, on the CPU; read once, and shared, so leave it as it is.
+
+    Raises InputError: its file is missing or altered.
+    """
+    folder = resources.files("osteomorph") / "weights"
+    with resources.as_file(folder / SHIPPED) as path, resources.as_file(folder / f"{SHIPPED}.sha256") as told:
+        if not told.is_file():
+            raise InputError(f"{told} does not exist. Install the package again.")
+        return load_bone_network(path, told.read_text(encoding="ascii").split()[0])[0]

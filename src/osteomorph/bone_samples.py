@@ -1,0 +1,277 @@
+"""What one step of training sees: a simulated pair, kept on disk once made, and patches of it that are turned and disturbed.
+
+Nothing random is stored: pair n follows from the seed and n, a patch from the seed and the step.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+from torch.nn.functional import avg_pool3d, interpolate
+
+from osteomorph.bone_anatomies import Patient
+from osteomorph.bone_network import SPACING_MM, unit_intensities
+from osteomorph.geometry import Grid, sample
+from osteomorph.simulate.dataset import SimulatedPairs
+from osteomorph.simulate.scanner import blur
+
+PAIR_VOXELS = 72
+PATCH_VOXELS = 56
+
+SHARES: Mapping[str, float] = {"trunk": 0.36, "lumbar": 0.22, "thorax": 0.10, "knee": 0.08, "pelvis": 0.02, "ct": 0.22}
+"""Of the pairs, by the start of the patient's name."""
+
+FOCUSED = 0.5
+"""Of the pairs of a patient, are looked for near the spine; others anywhere."""
+
+REAL_SHARE = 0.65
+"""Of the pairs of a real CT: its own intensities are the moving image, rather than simulated ones."""
+
+CENTRED = 0.6
+"""Of the patches are centred on bone, as nearly as their pair allows."""
+
+LONGEST_MM = 48.0
+"""An offset to the middle of a bone that is farther keeps its direction and has this length."""
+
+TILT_DEG, TURN_DEG = 15.0, 30.0
+"""Largest rotation of both images together, and of one against the other in `TURNED` of the samples."""
+TURNED = 0.6
+
+POINTS = 512
+"""With a known partner, half of them within `NEAR_MM` of one another, so that some are hard to tell apart."""
+NEAR_MM = 30.0
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class StoredPair:
+    """One anatomy as an MR (0) and as a CT (1) on one grid; the CT's frame is the anatomy's.
+
+    images: prepared, in [0, 1]. labels: bones by number, -1 where nothing is known. displacement: mm, MR -> CT.
+    body: inside the skin, of the MR. centres_mm: for each image, label -> middle of the bone.
+    """
+
+    images: Float[Tensor, "2 i j k"] = field(repr=False)
+    labels: Int[Tensor, "2 i j k"] = field(repr=False)
+    displacement: Float[Tensor, "3 i j k"] = field(repr=False)
+    body: Bool[Tensor, "1 i j k"] = field(repr=False)
+    grid: Grid
+    centres_mm: Sequence[Mapping[int, np.ndarray]] = field(repr=False)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """images: (2, 1, n, n, n). labels: -1 where nothing is known. offset_mm: along the lattices' axes, 0 outside bone.
+
+    grids: the lattices of the two patches, in the world of the pair. points, partners: (3, p) world mm of what is the same
+    place in the first and in the second.
+    """
+
+    images: Float[Tensor, "2 1 i j k"] = field(repr=False)
+    labels: Int[Tensor, "2 i j k"] = field(repr=False)
+    offset_mm: Float[Tensor, "2 3 i j k"] = field(repr=False)
+    grids: tuple[Grid, Grid]
+    points: Float[Tensor, "3 p"] = field(repr=False)
+    partners: Float[Tensor, "3 p"] = field(repr=False)
+
+
+@final
+class Pairs:
+    """Pair n of some patients, made at first need and kept in ``folder``."""
+
+    def __init__(self, patients: Sequence[Patient], folder: Path | None, seed: int, shape: int = PAIR_VOXELS) -> None:
+        self.patients, self.folder, self.seed = list(patients), folder, seed
+        self._simulated = [
+            [
+                SimulatedPairs([atlas], (shape,) * 3, SPACING_MM, offset_deg=0, offset_mm=0, scaled=False, seed=seed)
+                for atlas in (p.atlas, p.focused)
+            ]
+            for p in patients
+        ]
+        kind = [next(share for share in SHARES if p.name.startswith(share)) for p in patients]
+        weight = np.array([SHARES[k] / kind.count(k) for k in kind])
+        self._chance = weight / weight.sum()
+
+    def __getitem__(self, number: int) -> StoredPair:
+        if self.folder is None:
+            return self._made(number)
+        path = self.folder / f"pair{number:05d}.pt"
+        if path.is_file():
+            return _unpacked(torch.load(path, weights_only=False))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        packed = _packed(self._made(number))
+        part = path.with_suffix(".part")
+        torch.save(packed, part)
+        part.replace(path)
+        return _unpacked(packed)  # as it will be read back
+
+    def _made(self, number: int) -> StoredPair:
+        generator = np.random.default_rng((self.seed, number, 1))
+        which = int(generator.choice(len(self.patients), p=self._chance))
+        patient, simulated = self.patients[which], self._simulated[which][int(generator.random() < FOCUSED)]
+        drawn = simulated.pair(number)
+        grid, scan = drawn.grid, patient.atlas.scan
+        points = grid.points().flatten(1)
+        moving = drawn.moving
+        if scan is not None and generator.random() < REAL_SHARE:
+            moving = sample(scan.data, scan.grid, points, outside=-1000.0).unflatten(1, grid.shape)
+        labels = torch.cat([drawn.fixed_labels, drawn.moving_labels]).to(torch.int16)
+        there = points + drawn.displacement.flatten(1)
+        for volume, places in zip(labels, (there, points), strict=True):
+            unknown = (volume == 0) & patient.doubtful(places).unflatten(0, grid.shape)
+            for label in patient.unsure:
+                unknown |= volume == label
+            volume[unknown] = -1
+        centres = {k: c for k, c in patient.centres_mm.items() if k in drawn.poses}
+        back = {k: np.linalg.inv(drawn.poses[k]) for k in centres}
+        images = torch.cat([unit_intensities(drawn.fixed), unit_intensities(moving)])
+        return StoredPair(
+            images, labels, drawn.displacement, drawn.body, grid,
+            ({k: back[k][:3, :3] @ c + back[k][:3, 3] for k, c in centres.items()}, centres),
+        )  # fmt: skip
+
+
+def _packed(pair: StoredPair) -> dict[str, Any]:
+    return {
+        "images": pair.images.half(),
+        "labels": pair.labels.to(torch.int8) if int(pair.labels.max()) < 128 else pair.labels,
+        "displacement": pair.displacement.half(),
+        "body": pair.body,
+        "grid": pair.grid,
+        "centres_mm": pair.centres_mm,
+    }
+
+
+def _unpacked(kept: dict[str, Any]) -> StoredPair:
+    floats = {name: kept[name].float() for name in ("images", "displacement")}
+    return StoredPair(**{**kept, **floats, "labels": kept["labels"].to(torch.int16)})
+
+
+# -- patches --------------------------------------------------------------------------------------------------------------
+def patches_of(pair: StoredPair, generator: np.random.Generator, size: int = PATCH_VOXELS, augment: bool = True) -> Patches:
+    """Two patches about the same place, each on its own turned, mirrored and scaled lattice; or plain ones."""
+    grids = _lattices(pair, generator, size, augment)
+    images, labels, offsets = [], [], []
+    for side, grid in enumerate(grids):
+        stored = pair.images[side : side + 1]
+        if augment:
+            stored = _as_slices(stored, side == 1, generator)
+        points = grid.points().flatten(1)
+        image = sample(stored, pair.grid, points, outside=0.0).unflatten(1, grid.shape)
+        label = sample(pair.labels[side : side + 1], pair.grid, points, "nearest", outside=-1)[0]
+        inside = pair.grid.contains(points).unflatten(0, grid.shape)
+        images.append(_disturbed(image, side == 1, generator) * inside if augment else image)
+        labels.append(label.unflatten(0, grid.shape))
+        offsets.append(_offsets(label, points, pair.centres_mm[side], grid).unflatten(1, grid.shape))
+    points, partners = _partners(pair, grids, torch.stack(labels), generator)
+    return Patches(torch.stack(images), torch.stack(labels), torch.stack(offsets), grids, points, partners)
+
+
+def _lattices(pair: StoredPair, generator: np.random.Generator, size: int, augment: bool) -> tuple[Grid, Grid]:
+    """About a place within bone or near the middle, which comes to lie in the middle of both, give or take."""
+    middle = pair.grid.centre_mm
+    centre, spare = middle, SPACING_MM * (PAIR_VOXELS - size) / 2 + 4.0
+    if augment:
+        bone = (pair.labels[0] > 0).nonzero()
+        centre = middle + generator.uniform(-spare, spare, 3)
+        if len(bone) and generator.random() < CENTRED:
+            voxel = bone[int(generator.integers(len(bone)))].double()[:, None]
+            centre = pair.grid.world(voxel)[:, 0].numpy().clip(middle - spare, middle + spare)
+    move = sample(pair.displacement, pair.grid, torch.as_tensor(centre[:, None], dtype=torch.float32))[:, 0].numpy()
+    common = Rotation.identity()
+    other, flip, scale = Rotation.identity(), np.eye(3), 1.0
+    if augment:
+        common = _turn(generator, TILT_DEG * generator.random())
+        if generator.random() < TURNED:
+            other = _turn(generator, TURN_DEG * generator.random())
+        if generator.random() < 0.5:
+            flip = np.diag([-1.0, 1.0, 1.0])
+        scale = float(generator.uniform(0.92, 1.08))
+    turned_side = int(generator.integers(2))
+    out = []
+    for side in (0, 1):
+        columns = (common * other if side == turned_side else common).as_matrix() @ flip * (SPACING_MM * scale)
+        affine = np.eye(4)
+        affine[:3, :3] = columns
+        affine[:3, 3] = centre + side * move - columns @ np.full(3, (size - 1) / 2)
+        out.append(Grid((size,) * 3, affine))
+    return out[0], out[1]
+
+
+def _turn(generator: np.random.Generator, degrees: float) -> Rotation:
+    axis = generator.standard_normal(3)
+    return Rotation.from_rotvec(axis / np.linalg.norm(axis) * degrees, degrees=True)
+
+
+def _offsets(label: Tensor, points: Tensor, centres_mm: Mapping[int, np.ndarray], grid: Grid) -> Float[Tensor, "3 n"]:
+    """From bone to the middle of its bone, in mm along the lattice's axes."""
+    out = torch.zeros_like(points)
+    to_lattice = torch.as_tensor(SPACING_MM * np.linalg.inv(grid.affine[:3, :3]), dtype=points.dtype)
+    for number in torch.unique(label[label > 0]).tolist():
+        here = (label == number).nonzero()[:, 0]
+        centre = torch.as_tensor(centres_mm[number], dtype=points.dtype)[:, None]
+        out[:, here] = to_lattice @ (centre - points[:, here])
+    length = out.norm(dim=0).clamp(min=1e-6)
+    return out * (LONGEST_MM / length).clamp(max=1.0)
+
+
+def _partners(
+    pair: StoredPair, grids: tuple[Grid, Grid], labels: Tensor, generator: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Places in the body that both patches show, half of them in bone where there is enough of it."""
+    places = grids[0].points().flatten(1)
+    body = sample(pair.body.to(torch.uint8), pair.grid, places, "nearest", outside=0)[0] > 0
+    known = body & (labels[0].flatten() >= 0)
+    bone = known & (labels[0].flatten() > 0)
+    anchor = places[:, bone if bool(bone.any()) else known]
+    if anchor.shape[1] == 0:
+        return places[:, :0], places[:, :0]
+    near = (places - anchor[:, int(generator.integers(anchor.shape[1])), None]).norm(dim=0) < NEAR_MM
+    chosen = []
+    for among, share in ((known, 2), (bone, 4), (known & near, 4)):
+        some = among.nonzero()[:, 0]
+        if len(some):
+            chosen.append(some[torch.from_numpy(generator.integers(len(some), size=POINTS // share))])
+    points = places[:, torch.unique(torch.cat(chosen))]
+    partners = points + sample(pair.displacement, pair.grid, points)
+    both = grids[1].contains(partners) & (sample(labels[1:], grids[1], partners, "nearest", outside=-1)[0] >= 0)
+    return points[:, both], partners[:, both]
+
+
+# -- what scanners do besides ------------------------------------------------------------------------------------------------
+def _as_slices(image: Float[Tensor, "1 i j k"], ct: bool, generator: np.random.Generator) -> Float[Tensor, "1 i j k"]:
+    """Some images come in slices of 4 or 6 mm."""
+    if generator.random() > (0.2 if ct else 0.4):
+        return image
+    axis = 2 if ct else int(generator.choice(3, p=(0.6, 0.2, 0.2)))
+    stride = [1, 1, 1]
+    stride[axis] = int(generator.choice((2, 3), p=(0.7, 0.3)))
+    return interpolate(avg_pool3d(image[None], stride), size=image.shape[1:], mode="trilinear")[0]
+
+
+def _disturbed(image: Float[Tensor, "1 i j k"], ct: bool, generator: np.random.Generator) -> Float[Tensor, "1 i j k"]:
+    """Other windows, gamma, receive fields, blur and noise than the simulated scanners have."""
+    strong = 0.3 if ct else 1.0
+    if generator.random() < 0.3:
+        sigma = float(generator.uniform(0.3, 0.8))
+        for axis in (1, 2, 3):
+            image = blur(image, axis, sigma)
+    if generator.random() < 0.7:
+        image = image.clamp(min=1e-4) ** float(np.exp(generator.normal(0, 0.3 * strong)))
+    if not ct and generator.random() < 0.4:
+        knots = torch.as_tensor(generator.normal(0, 0.25, (1, 1, 3, 3, 3)), dtype=image.dtype)
+        image = image * interpolate(knots, size=image.shape[1:], mode="trilinear")[0].exp()
+    if not ct and generator.random() < 0.08:
+        image = 1 - image
+    image = image * float(np.exp(generator.normal(0, 0.15 * strong))) + float(generator.normal(0, 0.02 * strong))
+    if generator.random() < 0.5:
+        noise = torch.from_numpy(generator.standard_normal(image.shape, dtype=np.float32))
+        image = image + noise * float(generator.uniform(0, 0.05))
+    return image.clamp(0, 1)

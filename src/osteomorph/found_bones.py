@@ -1,0 +1,195 @@
+"""Bones of an image without labels, by the shipped network, on the image's own grid; and features to match two images by."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy import ndimage
+from torch import Tensor
+
+from osteomorph.bone_instances import InstanceSettings, instances
+from osteomorph.bone_network import FEATURE_STRIDE, SPACING_MM, BoneNetwork, Found, shipped_network, unit_intensities
+from osteomorph.geometry import Grid
+from osteomorph.image import Image, Labels
+from osteomorph.network import has_bf16
+from osteomorph.resampling import regrid
+
+TILE_VOXELS = 3_000_000
+"""Of the lattice at once; a larger field of view goes through in blocks, so that memory stays below 1 GB."""
+
+HALO = 24
+"""Voxels that a block sees beyond what it answers for; a multiple of 8, so that blocks are halved where the whole is."""
+
+LOGIT = 8.0
+"""Logits are cut off here before they are interpolated."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FoundBones:
+    """labels: on the image's grid; 1 is the most cranial bone, names are "bone 1" and so on. confidence: of every id, [0, 1]."""
+
+    labels: Labels
+    confidence: Mapping[int, float] = field(default_factory=dict)
+
+    def sure(self, least: float) -> Labels:
+        """The labels whose confidence is at least that."""
+        return self.labels.only([k for k, c in self.confidence.items() if c >= least])
+
+
+def find_bones(image: Image, network: BoneNetwork | None = None, settings: InstanceSettings | None = None) -> FoundBones:
+    """Every bone in the first channel of a CT (HU) or an MR, in any orientation and spacing.
+
+    Bones are told apart at 2 mm; their outline is interpolated to the image's grid. The same on every run.
+    """
+    lattice, found = _answer(image, network)
+    bone = torch.sigmoid(found.bone[0, 0]).numpy()
+    numbers, sure = instances(bone, found.offset_mm[0].numpy(), SPACING_MM, settings)
+    numbers, confidence = _from_the_top(numbers, sure)
+    own = lattice.own
+    logit = Image(lattice.back(found.bone[0].clamp(-LOGIT, LOGIT)), own)
+    near = _spread(lattice.back(torch.from_numpy(numbers)[None])[0].numpy())
+    data = _outlined(logit, near, image.grid)
+    present = {int(k) for k in torch.unique(data)} - {0}
+    names = {k: f"bone {k}" for k in confidence if k in present}
+    stored = np.dtype(np.uint8 if len(confidence) < 256 else np.uint16)
+    labels = Labels(data[None], image.grid, names, stored)
+    return FoundBones(labels, {k: c for k, c in confidence.items() if k in present})
+
+
+def features_of(image: Image, network: BoneNetwork | None = None) -> Image:
+    """Vectors of unit length, alike at the same place in CT and MR, every 4 mm along axes near right, anterior, superior."""
+    lattice, found = _answer(image, network)
+    return Image(found.features[0].contiguous(), lattice.canonical.strided(FEATURE_STRIDE))
+
+
+# -- the lattice ----------------------------------------------------------------------------------------------------------
+@final
+@dataclass(frozen=True)
+class _Lattice:
+    """own: 2 mm along the image's axes. canonical: the same voxels with axes that run to the right, anterior and superior."""
+
+    own: Grid
+    canonical: Grid
+    order: tuple[int, int, int]
+    flips: tuple[int, ...]
+
+    @classmethod
+    def of(cls, grid: Grid) -> "_Lattice":
+        own = grid if np.allclose(grid.spacing_mm, SPACING_MM, atol=1e-4) else grid.resampled(SPACING_MM)
+        return cls(own, *own.canonical())
+
+    def there(self, data: Tensor) -> Tensor:
+        """(c, ...) from the image's axes to canonical ones."""
+        return data.permute(0, *(1 + axis for axis in self.order)).flip([1 + d for d in self.flips])
+
+    def back(self, data: Tensor) -> Tensor:
+        """(c, ...) from canonical axes to the image's."""
+        return data.flip([1 + d for d in self.flips]).permute(0, *(1 + self.order.index(d) for d in range(3))).contiguous()
+
+
+@torch.no_grad()
+def _answer(image: Image, network: BoneNetwork | None) -> tuple[_Lattice, Found]:
+    """What the network says on the canonical lattice."""
+    network = network or shipped_network()
+    lattice = _Lattice.of(image.grid)
+    first = Image(image.data[:1].float().cpu(), image.grid)
+    low, high = first.data.aminmax()
+    coarse = regrid(first, lattice.own).data.clamp(low, high)  # the kernel overshoots
+    prepared = unit_intensities(lattice.there(coarse))[None]
+    with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16(torch.device("cpu"))):
+        return lattice, _in_blocks(network, prepared)
+
+
+def _in_blocks(network: BoneNetwork, images: Float[Tensor, "1 1 i j k"]) -> Found:
+    shape = images.shape[2:]
+    if images.numel() <= TILE_VOXELS:
+        return network(images)
+    coarse = [-(-n // FEATURE_STRIDE) for n in shape]
+    bone, offset = torch.empty(1, 1, *shape), torch.empty(1, 3, *shape)
+    features = torch.empty(1, network.feature_channels, *coarse)
+    for outer, inner, start in _blocks(shape):
+        part = network(images[(..., *outer)])
+        here = tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
+        bone[(..., *inner)], offset[(..., *inner)] = part.bone[(..., *here)], part.offset_mm[(..., *here)]
+        few = tuple(slice(-(-s // 2), -(-i.stop // 2)) for s, i in zip(start, inner, strict=True))
+        taken = tuple(slice(f.start - o.start // 2, f.stop - o.start // 2) for f, o in zip(few, outer, strict=True))
+        features[(..., *few)] = part.features[(..., *taken)]
+    return Found(bone, offset, features)
+
+
+Slices = tuple[slice, ...]
+
+
+def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[Slices, Slices, tuple[int, ...]]]:
+    """What a block sees, what it answers for, and where the latter starts."""
+    size = 8 * max(2, int((TILE_VOXELS ** (1 / 3) - 2 * HALO) // 8))
+    for start in np.ndindex(*(-(-n // size) for n in shape)):
+        first = tuple(size * s for s in start)
+        inner = tuple(slice(a, min(a + size, n)) for a, n in zip(first, shape, strict=True))
+        outer = tuple(slice(max(0, s.start - HALO), min(n, s.stop + HALO)) for s, n in zip(inner, shape, strict=True))
+        yield outer, inner, first
+
+
+# -- from the lattice to the image ------------------------------------------------------------------------------------------
+def _from_the_top(numbers: Int[np.ndarray, "i j k"], sure: Mapping[int, float]) -> tuple[np.ndarray, dict[int, float]]:
+    """Renumbered from cranial to caudal, and from right to left where two are level."""
+    if not sure:
+        return numbers, {}
+    found = sorted(sure)
+    middles = ndimage.center_of_mass(np.ones_like(numbers), numbers, found)
+    order = sorted(range(len(found)), key=lambda n: (-round(middles[n][2]), -middles[n][0]))
+    table = np.zeros(max(found) + 1, np.int32)
+    for new, old in enumerate(order, 1):
+        table[found[old]] = new
+    return table[numbers], {new: sure[found[old]] for new, old in enumerate(order, 1)}
+
+
+def _spread(numbers: Int[np.ndarray, "i j k"]) -> Int[np.ndarray, "i j k"]:
+    """Every voxel within two of a bone takes the number of the nearest one."""
+    if not numbers.any():
+        return numbers
+    far, index = ndimage.distance_transform_edt(numbers == 0, return_indices=True)
+    return np.where(far <= 2.0, numbers[tuple(index)], 0)
+
+
+def _outlined(logit: Image, near: Int[np.ndarray, "i j k"], onto: Grid) -> Int[Tensor, "i j k"]:
+    """The number of each voxel of ``onto``: bone where the interpolated logit says so, of the bone whose share is largest."""
+    bone = regrid(logit, onto).data[0] > 0
+    out = torch.zeros(onto.shape, dtype=torch.int32)
+    most = torch.zeros(onto.shape)
+    for number, box in enumerate(ndimage.find_objects(near), 1):
+        if box is None:
+            continue
+        lattice_box, grid = _grown(box, logit.grid)
+        share = torch.from_numpy((near[lattice_box] == number).astype(np.float32))[None]
+        window, part = _window(grid, onto)
+        if part is None:
+            continue
+        share = regrid(Image(share, grid), part).data[0]
+        better = bone[window] & (share > most[window]) & (share > 0)
+        out[window][better] = number
+        most[window] = torch.maximum(most[window], share)
+    return out
+
+
+def _grown(box: Slices, grid: Grid) -> tuple[Slices, Grid]:
+    wide = tuple(slice(max(0, s.start - 3), min(n, s.stop + 3)) for s, n in zip(box, grid.shape, strict=True))
+    before = (-wide[0].start, -wide[1].start, -wide[2].start)
+    after = tuple(s.stop - n for s, n in zip(wide, grid.shape, strict=True))
+    return wide, grid.padded(before, (after[0], after[1], after[2]))
+
+
+def _window(inner: Grid, onto: Grid) -> tuple[Slices, Grid | None]:
+    """The voxels of ``onto`` that ``inner`` covers."""
+    ends = torch.tensor([[0.0] * 3, [n - 1.0 for n in inner.shape]], dtype=torch.float64).T
+    at = onto.index(inner.world(ends))
+    low = [max(0, int(np.floor(float(v.min())))) for v in at]
+    high = [min(n, int(np.ceil(float(v.max()))) + 1) for v, n in zip(at, onto.shape, strict=True)]
+    if any(b <= a for a, b in zip(low, high, strict=True)):
+        return (), None
+    part = onto.padded((-low[0], -low[1], -low[2]), tuple(b - n for b, n in zip(high, onto.shape, strict=True)))  # type: ignore[arg-type]
+    return tuple(slice(a, b) for a, b in zip(low, high, strict=True)), part

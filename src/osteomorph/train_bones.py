@@ -1,0 +1,229 @@
+"""Training of the shipped network: ``python -m osteomorph.train_bones FOLDER --data VOLUMES``; run again, it goes on.
+
+FOLDER gets the patients as voxels, the simulated pairs, ``log.csv``, ``checkpoint.pt`` and the weights, which are averages over
+the last few hundred steps and are written anew with every row of the log. Steps may be raised or lowered as long as the
+learning rate has not begun to fall.
+"""
+
+import argparse
+import copy
+import csv
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from osteomorph import __version__
+from osteomorph.bone_anatomies import DRAWN, REAL, Patient, patients
+from osteomorph.bone_losses import losses
+from osteomorph.bone_network import SHIPPED, BoneNetwork, save_bone_network
+from osteomorph.bone_samples import Pairs, patches_of
+from osteomorph.errors import InputError
+from osteomorph.network import has_bf16
+from osteomorph.threads import threads
+from osteomorph.training_folder import write_whole
+
+TRAINED_ON = ("ct-abdomen-pelvis-3mm", "ct-lumbopelvic")
+"""Real CTs that are not held out."""
+
+
+@final
+@dataclass(frozen=True)
+class Settings:
+    """steps: of one pair each. pool: pairs there are. falling: share of the steps over which the learning rate falls to 0.
+
+    remembered: steps that the weights are averaged over, about. bf16: whether layers compute in bfloat16.
+    """
+
+    steps: int = 2500
+    pool: int = 500
+    seed: int = 0
+    learning_rate: float = 1.5e-3
+    warming: int = 100
+    falling: float = 0.3
+    decay: float = 0.01
+    remembered: int = 200
+    every: int = 200
+    bf16: bool = True
+
+    def rate(self, step: int) -> float:
+        """Learning rate: up, level, then down along a cosine."""
+        start = (1 - self.falling) * self.steps
+        down = min(max(step - start, 0.0) / max(self.steps - start, 1.0), 1.0)
+        return self.learning_rate * min(1.0, (step + 1) / self.warming) * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * down)))
+
+
+@final
+class Training:
+    """All that a step changes; `step` and `saved` are what a run that was stopped goes on from."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            network = BoneNetwork()
+        self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.network).eval()
+        weights = [w for w in self.network.parameters() if w.ndim > 1]
+        others = [w for w in self.network.parameters() if w.ndim <= 1]
+        groups = [{"params": weights, "weight_decay": settings.decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
+        self.step = 0
+        self.log: list[dict[str, float]] = []
+
+    def advance(self, pairs: Pairs) -> dict[str, float]:
+        """One step; what its loss was made of."""
+        settings, step = self.settings, self.step
+        round_, place = divmod(step, settings.pool)
+        order = np.random.default_rng((settings.seed, round_, 2)).permutation(settings.pool)
+        patches = patches_of(pairs[int(order[place])], np.random.default_rng((settings.seed, step, 3)))
+        for group in self.optimiser.param_groups:
+            group["lr"] = settings.rate(step)
+        self.optimiser.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+            found = self.network.train()(patches.images)
+        parts = losses(found, patches)
+        if not torch.isfinite(parts.total):
+            raise InputError(f"The loss became {float(parts.total)} in step {step}. Give a lower --learning-rate.")
+        parts.total.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        with torch.no_grad():
+            keep = min(1 - 1 / settings.remembered, self.step / (self.step + 10))
+            for mean, value in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                mean.lerp_(value, 1 - keep)
+        values = {name: float(torch.as_tensor(value).detach()) for name, value in parts._asdict().items()}
+        return {"loss": float(parts.total.detach()), **values}
+
+    def saved(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "log": self.log,
+            "settings": asdict(self.settings),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Raises InputError: what was saved is of other settings, steps aside, which may change before the rate falls."""
+        mine = asdict(self.settings)
+        other = [name for name, value in saved["settings"].items() if mine[name] != value and name != "steps"]
+        if other:
+            raise InputError(f"The training has another {', another '.join(other)}. Give another folder.")
+        if mine["steps"] != saved["settings"]["steps"]:
+            level = min(mine["steps"], saved["settings"]["steps"]) * (1 - self.settings.falling)
+            if saved["step"] > level:
+                raise InputError("The learning rate falls already; the number of steps stays as it was.")
+        self.network.load_state_dict(saved["network"])
+        self.average.load_state_dict(saved["average"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.step, self.log = saved["step"], saved["log"]
+
+
+@torch.no_grad()
+def validate(network: BoneNetwork, pairs: Pairs, count: int, bf16: bool) -> dict[str, float]:
+    """Means over the first pairs of patients that no step saw, not disturbed: of the losses, and Dice of bone in MR and CT."""
+    rows = []
+    for number in range(count):
+        patches = patches_of(pairs[number], np.random.default_rng((number, 4)), augment=False)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            found = network(patches.images)
+        row = {name: float(value) for name, value in losses(found, patches)._asdict().items()}
+        known, bone = patches.labels >= 0, patches.labels > 0
+        predicted = (found.bone[:, 0] > 0) & known
+        for side, name in enumerate(("dice_mr", "dice_ct")):
+            both = float((predicted[side] & bone[side]).sum())
+            row[name] = 2 * both / max(float(predicted[side].sum() + bone[side].sum()), 1.0)
+        wrong = (found.offset_mm - patches.offset_mm).norm(dim=1)[bone]
+        row["offset_mm"] = float(wrong.median()) if len(wrong) else 0.0
+        rows.append(row)
+    return {f"validation_{name}": float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def run(folder: Path, settings: Settings, data: Path | None, real: Sequence[str], checked: int = 8) -> Path:
+    """Trains, or goes on. Returns the weights' path."""
+    training = Training(settings)
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.is_file():
+        training.restore(torch.load(checkpoint, map_location="cpu", weights_only=False))
+    seen = patients(folder / "patients", settings.seed, data, tuple(real))
+    pairs = Pairs(seen, folder / "pairs", settings.seed)
+    held = Pairs(_held_out(folder, settings.seed), folder / "held", settings.seed + 1)
+    began, sums = time.process_time(), []
+    out = folder / SHIPPED
+    while training.step < settings.steps:
+        sums.append(training.advance(pairs))
+        if training.step % settings.every and training.step < settings.steps:
+            continue
+        means = {name: float(np.mean([row[name] for row in sums])) for name in sums[0]}
+        row = {"step": float(training.step), "processor_seconds": time.process_time() - began, **means}
+        if checked:
+            row |= validate(training.average, held, checked, settings.bf16)
+        training.log.append(row)
+        print(" ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+        began, sums = time.process_time(), []
+        buffer = BytesIO()
+        torch.save(training.saved(), buffer)
+        write_whole(checkpoint, buffer.getvalue())
+        write_whole(folder / "log.csv", _table(training.log))
+        _write(out, training, seen, real)
+    return out
+
+
+def _held_out(folder: Path, seed: int) -> list[Patient]:
+    from osteomorph.bone_anatomies import drawn_patient, kept
+
+    wanted = (("lumbar", 0), ("thorax", 2), ("knee", 3), ("pelvis", 4))
+    return [kept(folder / "held" / f"{v}{n}.pt", lambda v=v, n=n: drawn_patient(v, seed + 1, n)) for v, n in wanted]  # type: ignore[misc]
+
+
+def _write(path: Path, training: Training, seen: Sequence[Patient], real: Sequence[str]) -> None:
+    settings = training.settings
+    about = {
+        "version": __version__,
+        "step": training.step,
+        "settings": asdict(settings),
+        "drawn": dict(DRAWN),
+        "patients": len(seen),
+        "real": {name: REAL[name].licence for name in real},
+        "last": training.log[-1],
+        "processor_seconds": sum(row["processor_seconds"] for row in training.log),
+    }
+    save_bone_network(path, training.average, about)
+
+
+def _table(rows: list[dict[str, float]]) -> bytes:
+    text = StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
+    return text.getvalue().encode()
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--data", type=Path, help="folder of the real CTs; without it only drawn patients are seen")
+    parser.add_argument("--real", nargs="*", choices=list(REAL), default=list(TRAINED_ON))
+    parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--pool", type=int, default=Settings.pool)
+    parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--learning-rate", type=float, default=Settings.learning_rate)
+    parser.add_argument("--threads", type=int, default=1)
+    told = parser.parse_args(given)
+    settings = Settings(told.steps, told.pool, told.seed, told.learning_rate, bf16=has_bf16(torch.device("cpu")))
+    with threads(told.threads):
+        print(run(told.folder, settings, told.data, told.real if told.data else ()))
+
+
+if __name__ == "__main__":
+    main()
