@@ -1,7 +1,8 @@
 """The patients that the shipped network is trained on: drawn ones, and real CTs with bone labels."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -131,18 +132,20 @@ def real_patient(name: str, folder: Path) -> Patient:
 def patients(folder: Path, seed: int, data: Path | None, names: tuple[str, ...]) -> list[Patient]:
     """All that a training draws from; each is made once and kept in ``folder``."""
     wanted = [(view, number) for view, count in DRAWN.items() for number in range(count)]
-    out = [
-        kept(folder / f"{view}{number:03d}.pt", lambda v=view, n=number: drawn_patient(v, seed, 100 * list(DRAWN).index(v) + n))
-        for view, number in wanted
-    ]
+    out = []
+    for view, number in wanted:
+        other = 100 * list(DRAWN).index(view) + number  # patients of two views are not the same
+        out.append(kept(folder / f"{view}{number:03d}.pt", partial(drawn_patient, view, seed, other)))
     if data is not None:
-        out += [kept(folder / f"{name}.pt", lambda n=name: real_patient(n, data)) for name in names]
+        out += [kept(folder / f"{name}.pt", partial(real_patient, name, data)) for name in names]
     return out
 
 
-def kept(path: Path, make):
+def kept(path: Path, make: Callable[[], Patient]) -> Patient:
+    """What a file holds; where there is none yet, it is made and written."""
     if path.is_file():
-        return torch.load(path, weights_only=False)
+        read: Patient = torch.load(path, weights_only=False)
+        return read
     path.parent.mkdir(parents=True, exist_ok=True)
     made = make()
     part = path.with_suffix(".part")

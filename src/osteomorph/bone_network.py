@@ -1,4 +1,4 @@
-"""The shipped network: from one image of either modality to bone, to where each bone's middle lies, and to features to match by.
+"""The shipped network: from one image of either modality to bone, to each bone's middle, and to features to match by.
 
 Residual U-net (Ronneberger et al. 2015; He et al. 2016) at 2 mm. Layers are normalised over the channels of each voxel (Ba et
 al. 2016), so that what is found at a place does not depend on how much air or anatomy the rest of the field of view holds.
@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -121,7 +122,7 @@ class BoneNetwork(nn.Module):
     def __init__(self, widths: tuple[int, ...] = WIDTHS, features: int = FEATURES) -> None:
         super().__init__()
         self.widths, self.feature_channels = tuple(widths), features
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         self.first = Layer(1, widths[0])
         self.shrink = nn.ModuleList(nn.Conv3d(a, b, 2, stride=2) for a, b in pairs)
         self.down = nn.ModuleList(Residual(b) for _, b in pairs)

@@ -30,7 +30,7 @@ LOGIT = 8.0
 @final
 @dataclass(frozen=True, eq=False)
 class FoundBones:
-    """labels: on the image's grid; 1 is the most cranial bone, names are "bone 1" and so on. confidence: of every id, [0, 1]."""
+    """labels: on the image's grid; 1 is the most cranial bone, named "bone 1". confidence: of every id, in [0, 1]."""
 
     labels: Labels
     confidence: Mapping[int, float] = field(default_factory=dict)
@@ -112,16 +112,21 @@ def _in_blocks(network: BoneNetwork, images: Float[Tensor, "1 1 i j k"]) -> Foun
     bone, offset = torch.empty(1, 1, *shape), torch.empty(1, 3, *shape)
     features = torch.empty(1, network.feature_channels, *coarse)
     for outer, inner, start in _blocks(shape):
-        part = network(images[(..., *outer)])
+        part = network(images[_of(outer)])
         here = tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
-        bone[(..., *inner)], offset[(..., *inner)] = part.bone[(..., *here)], part.offset_mm[(..., *here)]
+        bone[_of(inner)], offset[_of(inner)] = part.bone[_of(here)], part.offset_mm[_of(here)]
         few = tuple(slice(-(-s // 2), -(-i.stop // 2)) for s, i in zip(start, inner, strict=True))
         taken = tuple(slice(f.start - o.start // 2, f.stop - o.start // 2) for f, o in zip(few, outer, strict=True))
-        features[(..., *few)] = part.features[(..., *taken)]
+        features[_of(few)] = part.features[_of(taken)]
     return Found(bone, offset, features)
 
 
 Slices = tuple[slice, ...]
+
+
+def _of(part: Slices) -> Slices:
+    """All channels of all images there."""
+    return (slice(None), slice(None), *part)
 
 
 def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[Slices, Slices, tuple[int, ...]]]:

@@ -12,16 +12,16 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from osteomorph import __version__
-from osteomorph.bone_anatomies import DRAWN, REAL, Patient, patients
+from osteomorph.bone_anatomies import DRAWN, REAL, Patient, drawn_patient, kept, patients
 from osteomorph.bone_losses import losses
 from osteomorph.bone_network import SHIPPED, BoneNetwork, save_bone_network
 from osteomorph.bone_samples import Pairs, patches_of
@@ -179,11 +179,12 @@ def run(folder: Path, settings: Settings, data: Path | None, real: Sequence[str]
     return out
 
 
-def _held_out(folder: Path, seed: int) -> list[Patient]:
-    from osteomorph.bone_anatomies import drawn_patient, kept
+HELD_OUT = (("lumbar", 0), ("thorax", 2), ("knee", 3), ("pelvis", 4))
+"""View and number of drawn patients, of the seed after the training's, that it is checked on."""
 
-    wanted = (("lumbar", 0), ("thorax", 2), ("knee", 3), ("pelvis", 4))
-    return [kept(folder / "held" / f"{v}{n}.pt", lambda v=v, n=n: drawn_patient(v, seed + 1, n)) for v, n in wanted]  # type: ignore[misc]
+
+def _held_out(folder: Path, seed: int) -> list[Patient]:
+    return [kept(folder / "held" / f"{v}{n}.pt", partial(drawn_patient, v, seed + 1, n)) for v, n in HELD_OUT]
 
 
 def _write(path: Path, training: Training, seen: Sequence[Patient], real: Sequence[str]) -> None:

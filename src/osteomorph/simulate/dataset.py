@@ -50,7 +50,8 @@ PERCENTILES = (0.5, 99.5)
 class Sample:
     """A pair on one grid, on the dataset's device.
 
-    fixed, moving: (1, i, j, k) in [0, 1], or as the scanners give them. fixed_labels, moving_labels: (1, i, j, k), bones by number.
+    fixed, moving: (1, i, j, k) in [0, 1], or as the scanners give them.
+    fixed_labels, moving_labels: (1, i, j, k), bones by number.
     displacement: (3, i, j, k) mm RAS, fixed -> moving; moving(x + displacement(x)) shows what fixed(x) shows.
     body: (1, i, j, k), whether a fixed voxel lies inside the skin.
     grid: of both images. poses: bone -> (4, 4) fixed mm -> moving mm.

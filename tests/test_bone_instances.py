@@ -1,0 +1,77 @@
+"""From votes to bones: synthetic shapes with known middles."""
+
+import numpy as np
+
+from osteomorph.bone_instances import InstanceSettings, instances
+
+SHAPE = (40, 36, 60)
+
+
+def ball(middle: tuple[float, float, float], radius: float) -> np.ndarray:
+    axes = np.meshgrid(*[np.arange(n) for n in SHAPE], indexing="ij")
+    return np.sqrt(sum((a - m) ** 2 for a, m in zip(axes, middle, strict=True))) < radius
+
+
+def votes_for(masks: list[np.ndarray], longest: float = 48.0) -> np.ndarray:
+    """(3, i, j, k) mm at 2 mm."""
+    places = np.stack(np.meshgrid(*[np.arange(n) for n in SHAPE], indexing="ij")).astype(float)
+    out = np.zeros((3, *SHAPE))
+    for mask in masks:
+        middle = places[:, mask].mean(1)
+        way = 2.0 * (middle[:, None, None, None] - places)
+        length = np.linalg.norm(way, axis=0)
+        way *= np.minimum(1.0, longest / np.maximum(length, 1e-6))
+        out[:, mask] = way[:, mask]
+    return out
+
+
+def test_two_bones_that_touch_are_two() -> None:
+    first, second = ball((20, 18, 20), 9), ball((20, 18, 37), 9)
+    second &= ~first
+    bone = np.where(first | second, 0.9, 0.05)
+    found, sure = instances(bone, votes_for([first, second]), 2.0)
+    assert sorted(sure) == [1, 2]
+    assert len(np.unique(found[first])) == 1
+    assert len(np.unique(found[second])) == 1
+    assert found[20, 18, 20] != found[20, 18, 37]
+    assert ((found > 0) == (first | second)).all()
+    assert all(0.85 < value < 0.9001 for value in sure.values())
+
+
+def test_noisy_votes_change_little() -> None:
+    first, second = ball((20, 18, 20), 9), ball((20, 18, 38), 9)
+    generator = np.random.default_rng(0)
+    offset = votes_for([first, second]) + generator.normal(0, 4.0, (3, *SHAPE))
+    found, sure = instances(np.where(first | second, 0.9, 0.05), offset, 2.0)
+    assert len(sure) == 2
+    for mask in (first, second):
+        most = np.bincount(found[mask]).argmax()
+        assert (found[mask] == most).mean() > 0.99
+
+
+def test_a_bone_longer_than_the_votes_reach_is_one() -> None:
+    long = np.zeros(SHAPE, bool)
+    long[15:25, 14:22, 2:58] = True
+    found, sure = instances(np.where(long, 0.8, 0.1), votes_for([long], longest=20.0), 2.0)
+    assert list(sure) == [int(found[20, 18, 30])]
+    assert ((found > 0) == long).all()
+
+
+def test_specks_and_empty_images_are_no_bones() -> None:
+    speck = ball((20, 18, 20), 3)  # 0.9 cm^3
+    for bone in (np.where(speck, 0.9, 0.1), np.full(SHAPE, 0.2)):
+        found, sure = instances(bone, votes_for([speck]), 2.0)
+        assert not found.any()
+        assert not sure
+
+
+def test_what_voted_for_nothing_goes_to_the_bone_it_hangs_on() -> None:
+    body = ball((20, 18, 20), 9)
+    tip = np.zeros(SHAPE, bool)
+    tip[19:22, 17:20, 28:34] = True
+    tip &= ~body
+    offset = votes_for([body])
+    offset[0, tip] = 30.0  # astray
+    found, sure = instances(np.where(body | tip, 0.9, 0.1), offset, 2.0, InstanceSettings())
+    assert len(sure) == 1
+    assert (found[tip] == found[20, 18, 20]).mean() > 0.9
