@@ -1,0 +1,351 @@
+"""How well the shipped network tells bones apart, and how well its features find their partner.
+
+    python benchmarks/bones.py drawn [--weights FILE] [--patients 20]
+    python benchmarks/bones.py real --data FOLDER [--pictures DIR]
+    python benchmarks/bones.py features
+
+drawn     patients of a seed that training never saw, one CT and one MR (contrasts in turn) each, at 1.5 mm
+real      the real CTs, and real MRs of which vertebral bodies alone are labelled; FOLDER as in docs/training.md
+features  share of points whose best match in a window of 48 mm lies within 4 mm, for features and for MIND-SSC, CT rotated
+
+Of bones with at least 3 cm^3 in the field of view, in the label map `truth` and the found one:
+Dice      of a bone with the found one that shares most with it
+merged    found bones that cover more than 30 % of each of several true ones
+split     true bones of which several found ones cover more than 15 % each
+missed    true bones of which no found one covers a third
+extra     found bones of which less than a fifth is labelled, where the label map is complete
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+from torch.nn.functional import avg_pool3d
+
+from osteomorph.bone_anatomies import REAL, Patient, drawn_patient
+from osteomorph.bone_network import BoneNetwork, load_bone_network, shipped_network, unit_intensities
+from osteomorph.found_bones import FoundBones, features_of, find_bones
+from osteomorph.geometry import Grid, sample
+from osteomorph.image import Image, Labels
+from osteomorph.io import read_image, read_labels
+from osteomorph.similarity import mind_ssc
+from osteomorph.simulate.dataset import Sample, SimulatedPairs
+from osteomorph.simulate.mr import CONTRASTS
+from osteomorph.simulate.naming import names_for
+from osteomorph.threads import threads
+
+SEED = 77
+VIEWS = ("lumbar", "thorax", "lumbar", "pelvis", "lumbar", "knee")
+LEAST_MM3 = 3000.0
+WINDOW_MM, HIT_MM = 24.0, 4.0
+
+
+# -- what is measured --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Count:
+    """Of one image."""
+
+    name: str
+    bones: int
+    dice: float
+    least_dice: float
+    bone_dice: float
+    merged: int
+    split: int
+    missed: int
+    extra: int
+    seconds: float
+
+
+def count(name: str, truth: Labels, found: FoundBones, seconds: float, complete: bool = True) -> Count:
+    """Of one image; without ``complete``, what is found beside the labelled bones is not judged."""
+    voxel = float(np.prod(truth.grid.spacing_mm))
+    true, said = truth.data[0].numpy().astype(int), found.labels.data[0].numpy().astype(int)
+    sizes = np.bincount(true.ravel())
+    shared = np.zeros((true.max() + 1, said.max() + 1), int)
+    np.add.at(shared, (true.ravel(), said.ravel()), 1)
+    wanted = [k for k in range(1, len(sizes)) if sizes[k] * voxel >= LEAST_MM3]
+    said_sizes = shared.sum(0)
+    dice, split, missed = [], 0, 0
+    for k in wanted:
+        share = shared[k, 1:] / sizes[k]
+        best = int(share.argmax()) + 1 if share.size else 0
+        dice.append(2 * shared[k, best] / (sizes[k] + said_sizes[best]) if best and shared[k, best] else 0.0)
+        split += int((share > 0.15).sum() > 1)
+        missed += int(share.size == 0 or share.max() < 1 / 3)
+    covers = shared[wanted][:, 1:] / sizes[wanted][:, None] > 0.3
+    inside = 1 - shared[0, 1:] / np.maximum(said_sizes[1:], 1)
+    both = int(((true > 0) & (said > 0)).sum())
+    return Count(
+        name, len(wanted), float(np.mean(dice)), float(np.min(dice)), 2 * both / max(int((true > 0).sum() + (said > 0).sum()), 1),
+        int((covers.sum(0) > 1).sum()), split, missed, int((inside < 0.2).sum()) if complete else 0, seconds,
+    )  # fmt: skip
+
+
+def timed(image: Image, network: BoneNetwork) -> tuple[FoundBones, float]:
+    began = time.process_time()
+    found = find_bones(image, network)
+    return found, time.process_time() - began
+
+
+def table(rows: Sequence[Count]) -> str:
+    head = "| image | bones | Dice | least | bone Dice | merged | split | missed | extra | CPU s |\n|---|---|---|---|---|---|---|---|---|---|"
+    lines = [
+        f"| {r.name} | {r.bones} | {r.dice:.3f} | {r.least_dice:.3f} | {r.bone_dice:.3f} | {r.merged} | {r.split} | {r.missed} "
+        f"| {r.extra} | {r.seconds:.1f} |"
+        for r in rows
+    ]
+    return "\n".join([head, *lines])
+
+
+# -- drawn patients ----------------------------------------------------------------------------------------------------------
+def drawn_pairs(number: int) -> Iterator[tuple[str, str, Patient, Sample]]:
+    """Patients whose whole view is one pair; MR contrasts in turn."""
+    for n in range(number):
+        view = VIEWS[n % len(VIEWS)]
+        patient = drawn_patient(view, SEED, n)
+        size = next(iter(patient.atlas.views.values())).size_mm
+        shape = tuple(int(s / 1.5) for s in size)
+        contrast = CONTRASTS[n % len(CONTRASTS)]
+        pairs = SimulatedPairs(
+            [patient.atlas], (shape[0], shape[1], shape[2]), 1.5, offset_deg=0, offset_mm=0, contrasts=[contrast], scaled=False, seed=SEED
+        )  # fmt: skip
+        yield f"{view} {n}", contrast, patient, pairs.pair(n)
+
+
+def drawn(network: BoneNetwork, number: int) -> list[Count]:
+    rows = []
+    for name, contrast, _, pair in drawn_pairs(number):
+        for kind, data, labels in (("CT", pair.moving, pair.moving_labels), (contrast, pair.fixed, pair.fixed_labels)):
+            found, seconds = timed(Image(data, pair.grid), network)
+            rows.append(count(f"{name} {kind}", Labels(labels, pair.grid), found, seconds))
+            print(table(rows[-1:]).splitlines()[-1], flush=True)
+    for kind in ("CT", "MR"):
+        part = [r for r in rows if r.name.endswith(" CT") == (kind == "CT")]
+        rows.append(summary(f"all {kind}", part))
+    return rows
+
+
+def summary(name: str, rows: Sequence[Count]) -> Count:
+    """Dice over all bones; the rest are sums."""
+    bones = sum(r.bones for r in rows)
+    return Count(
+        name, bones, sum(r.bones * r.dice for r in rows) / bones, min(r.least_dice for r in rows),
+        float(np.mean([r.bone_dice for r in rows])), sum(r.merged for r in rows), sum(r.split for r in rows),
+        sum(r.missed for r in rows), sum(r.extra for r in rows), float(np.mean([r.seconds for r in rows])),
+    )  # fmt: skip
+
+
+# -- real volumes ------------------------------------------------------------------------------------------------------------
+MR = (
+    ("mr-lumbar-crop", "mr-lumbar-crop/mr.nii.gz", "mr-lumbar-crop/seg-vert.nii.gz"),
+    *(
+        (f"mr-lumbar-t2 {n:02d}", f"mr-lumbar-t2/{n:02d}_mr.nii.gz", f"mr-lumbar-t2/{n:02d}_labels.nii.gz")
+        for n in (2, 4, 5, 6)
+    ),
+    *(
+        (f"mr-lumbar-water {n:02d}", f"mr-lumbar-water/{n:02d}_mr.nii.gz", f"mr-lumbar-water/{n:02d}_labels.nii.gz")
+        for n in (1, 2, 3, 4)
+    ),
+)
+
+
+class Bodies(NamedTuple):
+    """Vertebral bodies labelled, the share of their voxels found, and of how many one found bone covers most, and no other body."""
+
+    name: str
+    bodies: int
+    recall: float
+    least_recall: float
+    alone: int
+    shared: int
+    split: int
+    seconds: float
+
+
+def bodies(name: str, truth: Labels, found: FoundBones, seconds: float) -> Bodies:
+    true, said = truth.data[0].numpy().astype(int), found.labels.data[0].numpy().astype(int)
+    ids = [int(k) for k in np.unique(true) if k]
+    shares = np.zeros((len(ids), max(said.max(), 1) + 1))
+    for row, k in enumerate(ids):
+        np.add.at(shares[row], said[true == k], 1)
+        shares[row] /= (true == k).sum()
+    recall = 1 - shares[:, 0]
+    covers = shares[:, 1:] > 0.3
+    shared = covers.sum(0) > 1
+    alone = sum(bool((covers[row] & ~shared).any()) and shares[row, 1:].max() > 0.5 for row in range(len(ids)))
+    split = int(((shares[:, 1:] > 0.15).sum(1) > 1).sum())
+    return Bodies(name, len(ids), float(recall.mean()), float(recall.min()), alone, int(shared.sum()), split, seconds)
+
+
+def bone_labels(file: Path, grid: Grid) -> Labels:
+    """Without what is no bone."""
+    labels = read_labels(file, grid)
+    bone = ("vert", "sacrum", "hip", "femur", "rib", "L1", "L2", "L3", "L4", "L5")
+    names = names_for(file)
+    return labels.only([k for k in labels.ids() if any(word in names.get(k, "L1") for word in bone)])
+
+
+def real(network: BoneNetwork, data: Path, pictures: Path | None) -> tuple[list[Count], list[Bodies]]:
+    rows, some = [], []
+    for name, entry in REAL.items():
+        image = read_image(data / entry.ct)
+        truth = bone_labels(data / entry.labels, image.grid)
+        found, seconds = timed(image, network)
+        rows.append(count(name, truth, found, seconds, complete=name == "ct-abdomen-pelvis-3mm"))
+        print(table(rows[-1:]).splitlines()[-1], {k: round(c, 2) for k, c in found.confidence.items()}, flush=True)
+        if pictures is not None:
+            overlay(image, found.labels, pictures / f"bones-{name}.png")
+    for name, file, labels in MR:
+        image = read_image(data / file)
+        found, seconds = timed(image, network)
+        some.append(bodies(name, read_labels(data / labels, image.grid), found, seconds))
+        print(some[-1], {k: round(c, 2) for k, c in found.confidence.items()}, flush=True)
+        if pictures is not None:
+            overlay(image, found.labels, pictures / f"bones-{name.replace(' ', '-')}.png")
+    return rows, some
+
+
+def overlay(image: Image, labels: Labels, path: Path) -> None:
+    """A sagittal, a coronal and an axial slice through the most bone, with the bones in colour."""
+    grid, order, flips = image.grid.canonical()
+    data, found = (
+        volume.permute(0, *(1 + a for a in order)).flip([1 + d for d in flips])[0].numpy()
+        for volume in (unit_intensities(image.data[:1].float()), labels.data.int())
+    )
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.6))
+    for axis, panel in enumerate(axes):
+        rest = tuple(d for d in range(3) if d != axis)
+        at = int((found > 0).sum(rest).argmax()) if (found > 0).any() else found.shape[axis] // 2
+        picture, numbers = data.take(at, axis).T, found.take(at, axis).T
+        extent = (0, grid.size_mm[rest[0]], 0, grid.size_mm[rest[1]])
+        panel.imshow(picture, cmap="gray", origin="lower", extent=extent, vmin=0, vmax=1)
+        shown = np.ma.masked_equal(numbers, 0)
+        panel.imshow(
+            (shown * 7) % 20, cmap="tab20", origin="lower", extent=extent, alpha=0.45, vmin=0, vmax=20, interpolation="nearest"
+        )
+        panel.set_axis_off()
+    figure.tight_layout(pad=0.2)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+# -- features ----------------------------------------------------------------------------------------------------------------
+def mind_features(image: Image, wide: bool) -> Image:
+    """MIND-SSC at 2 mm on a lattice of 4 mm; wide: averaged over 12 mm."""
+    data = avg_pool3d(mind_ssc(unit_intensities(image.data))[None], 2, ceil_mode=True, count_include_pad=False)
+    if wide:
+        data = avg_pool3d(data, 3, 1, 1, count_include_pad=False)
+    affine = image.grid.affine.copy()
+    affine[:3, :3] *= 2
+    affine[:3, 3] += image.grid.affine[:3, :3].sum(1) / 2
+    return Image(data[0], Grid(tuple(data.shape[2:]), affine))  # type: ignore[arg-type]
+
+
+def features(network: BoneNetwork, number: int, points: int = 400) -> dict[str, dict[str, float]]:
+    """method -> "angle, bone or soft" -> share found."""
+    hits: dict[str, dict[str, list[float]]] = {}
+    steps = torch.arange(-WINDOW_MM, WINDOW_MM + 1, 4.0)
+    window = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij")).flatten(1)
+    for n in range(number):
+        patient = drawn_patient(("lumbar", "pelvis", "thorax")[n % 3], SEED + 1, n)
+        contrasts = [c for c in CONTRASTS if c != "random"]
+        size = tuple(min(64, int(s / 2)) for s in next(iter(patient.atlas.views.values())).size_mm)
+        pairs = SimulatedPairs(
+            [patient.focused], size, 2.0, offset_deg=0, offset_mm=0, contrasts=contrasts, scaled=False, seed=SEED
+        )  # type: ignore[arg-type]
+        pair = pairs.pair(n)
+        generator = np.random.default_rng((SEED, n))
+        for degrees in (0, 15, 30):
+            axis = generator.standard_normal(3)
+            turn = Rotation.from_rotvec(axis / np.linalg.norm(axis) * degrees, degrees=True).as_matrix()
+            about = np.eye(4)
+            about[:3, :3], about[:3, 3] = turn, pair.grid.centre_mm - turn @ pair.grid.centre_mm
+            turned = pair.grid.moved(about)  # the CT's lattice, which the features take for upright
+            moving = sample(pair.moving, pair.grid, turned.points().flatten(1), outside=-1000.0).unflatten(1, turned.shape)
+            places = pair.grid.points().flatten(1)
+            partners = places + pair.displacement.flatten(1)
+            back = torch.as_tensor(np.linalg.inv(about), dtype=torch.float32)
+            partners = back[:3, :3] @ partners + back[:3, 3:]
+            inner = Grid(pair.grid.shape, pair.grid.affine).padded((-4, -4, -4))
+            usable = inner.contains(places) & inner.contains(partners) & pair.body.flatten()
+            bone = pair.fixed_labels.flatten() > 0
+            for name, describe in (
+                ("network", lambda image: features_of(image, network)),
+                ("MIND-SSC", lambda image: mind_features(image, False)),
+                ("MIND-SSC over 12 mm", lambda image: mind_features(image, True)),
+            ):
+                one, other = describe(Image(pair.fixed, pair.grid)), describe(Image(moving, pair.grid))
+                for part, among in (("bone", usable & bone), ("soft", usable & ~bone)):
+                    some = among.nonzero()[:, 0]
+                    if len(some) < 50:
+                        continue
+                    draw = np.random.default_rng((SEED, n, degrees, part == "bone"))
+                    some = some[torch.from_numpy(draw.integers(len(some), size=points))]
+                    shift = torch.as_tensor(draw.uniform(-12, 12, (3, points)), dtype=torch.float32)
+                    wanted = sample(one.data, one.grid, places[:, some])
+                    candidates = (partners[:, some] + shift)[:, :, None] + window[:, None, :]
+                    values = sample(other.data, other.grid, candidates.flatten(1)).unflatten(1, (points, -1))
+                    cost = (values - wanted[:, :, None]).square().sum(0)
+                    cost[~pair.grid.contains(candidates.flatten(1)).unflatten(0, (points, -1))] = float("inf")
+                    best = cost.argmin(1)
+                    off = (candidates[:, torch.arange(points), best] - partners[:, some]).norm(dim=0)
+                    hits.setdefault(name, {}).setdefault(f"{degrees} {part}", []).append(float((off < HIT_MM).float().mean()))
+    return {name: {key: float(np.mean(values)) for key, values in rows.items()} for name, rows in hits.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("drawn", "real", "features"))
+    parser.add_argument("--weights", type=Path, help="other weights than those of the package")
+    parser.add_argument("--patients", type=int, default=20)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    network = shipped_network() if given.weights is None else load_bone_network(given.weights)[0]
+    print(f"{date.today()}, {' '.join(vars(given)['part'].split())}, seed {SEED}\n")
+    with threads(1):
+        if given.part == "drawn":
+            rows = drawn(network, given.patients)
+            print("\n" + table(rows))
+            result: object = [asdict(r) for r in rows]
+        elif given.part == "real":
+            if given.data is None:
+                parser.error("real needs --data FOLDER")
+            if given.pictures is not None:
+                given.pictures.mkdir(parents=True, exist_ok=True)
+            rows, some = real(network, given.data, given.pictures)
+            print(
+                "\n"
+                + table(rows)
+                + "\n\n| image | bodies | recall | least | alone | shared | split | CPU s |\n|---|---|---|---|---|---|---|---|"
+            )
+            print(
+                "\n".join(
+                    f"| {b.name} | {b.bodies} | {b.recall:.3f} | {b.least_recall:.3f} | {b.alone} | {b.shared} | {b.split} | {b.seconds:.1f} |"
+                    for b in some
+                )
+            )
+            result = {"ct": [asdict(r) for r in rows], "mr": [b._asdict() for b in some]}
+        else:
+            result = features(network, min(given.patients, 6))
+            print(json.dumps(result, indent=1))
+    if given.json is not None:
+        given.json.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
