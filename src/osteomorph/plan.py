@@ -99,6 +99,29 @@ class RefinePlan(_Stage):
     """Labels that say where bone is: auto takes what there is, the moving ones pulled back by the current warp."""
 
 
+class DiscreteLevel(_Stage):
+    """One resolution of the search over displacements."""
+
+    spacing_mm: float = Field(gt=0)
+    """Spacing of the lattice that features are compared on; also the step between two displacements."""
+    stride: int = Field(default=2, ge=1)
+    """Lattice voxels between two nodes, which each have a displacement."""
+    reach_mm: float = Field(gt=0)
+    """Largest displacement along each axis."""
+
+
+class DiscretePlan(_Stage):
+    """A wide search for a smooth field, before anything is optimised."""
+
+    levels: tuple[DiscreteLevel, ...] = ()
+    """Coarse to fine, each from the field of the one before; none leaves the search out."""
+    coupling: tuple[float, ...] = Field(default=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0), min_length=1)
+    """How strongly a node's displacement is held to the smooth field, round by round: standard deviations of a typical node's
+    costs per squared voxel of the lattice."""
+    smooth_nodes: float = Field(default=1.0, ge=0)
+    """Standard deviation of the Gaussian that smooths displacements, in nodes."""
+
+
 class PosePlan(_Stage):
     """Six degrees of freedom per bone from the images."""
 
@@ -181,6 +204,8 @@ class Plan(_Stage):
     """The field where bones are not exact."""
     guess_mm: float = Field(default=2.0, gt=0)
     """Spacing of the images on which exact bones are first looked for."""
+    discrete: DiscretePlan = DiscretePlan()
+    """The search before that, wide where the guess is not."""
     guess: RefinePlan = RefinePlan()
     """The field from which exact bones' first poses are read."""
     pose: PosePlan = PosePlan()

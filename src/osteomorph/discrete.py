@@ -1,0 +1,250 @@
+"""A wide search without a start: which displacement of many fits best at each node, all nodes held together by smoothness.
+
+The energy sum_k C(k, d_k) + smoothness(d) is not convex in d. With a second field z beside d, coupled by theta |d_k - z_k|^2,
+each half is easy: d by looking at every displacement of a node, z by smoothing d; theta rises (Steinbruecker, Pock and Cremers,
+2009; Heinrich, Papiez, Schnabel and Handels, 2014; Siebert, Hansen and Heinrich, 2021). Both directions are searched, and made
+each other's inverse, at every level.
+"""
+
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import avg_pool3d, conv1d, pad
+
+from osteomorph import fields
+from osteomorph.geometry import Grid, sample
+from osteomorph.image import Image
+from osteomorph.plan import DiscreteLevel, DiscretePlan
+from osteomorph.transforms import Displacement
+
+MOST_COSTS = 60_000_000
+"""Nodes times displacements of one level; beyond that its lattice is made coarser, for memory (4 bytes each)."""
+
+AGREEMENTS = 6
+"""Steps in which the two directions are made each other's inverse."""
+
+PART = 256
+"""Nodes whose displacements are looked at together, to stay in the cache."""
+
+
+def discrete_field(
+    fixed: Image,
+    moving: Image,
+    plan: DiscretePlan,
+    fixed_weight: Image | None = None,
+    moving_weight: Image | None = None,
+    start: Displacement | None = None,
+) -> Displacement:
+    """u in mm on a coarse grid, fixed mm -> fixed mm, so that moving(x + u(x)) has the features of fixed(x).
+
+    fixed, moving: the same C channels of features, on any grids of one world in RAS mm (the moving side already under its rigid
+    start). Compared by their mean squared difference, so channels ought to be of one scale; none needs to be of a certain one.
+    fixed_weight, moving_weight: one channel from 0 (no say) to 1 on any grid; beyond an image's field of view it has none.
+    plan: levels, coarse to fine; the largest displacement found is the sum of their reaches along each array axis of ``fixed``.
+    start: a field to begin from, by default no motion. It adds to what is found.
+
+    Features are sampled linearly through the field of the level before, averaged where a level is coarser than they are. A
+    description that looks along array axes (MIND-SSC) does not turn with the field: describe the moved image anew between two
+    levels (`discrete_step`) where rotations are large. Raises ValueError where the images' channels differ.
+    """
+    found = start
+    for level in plan.levels:
+        found = discrete_step(fixed, moving, level, plan, fixed_weight, moving_weight, found)
+    if found is None:
+        return Displacement(torch.zeros(3, 1, 1, 1), fixed.grid.resampled(fixed.grid.size_mm))
+    return found
+
+
+def discrete_step(
+    fixed: Image,
+    moving: Image,
+    level: DiscreteLevel,
+    plan: DiscretePlan,
+    fixed_weight: Image | None = None,
+    moving_weight: Image | None = None,
+    start: Displacement | None = None,
+) -> Displacement:
+    """One level of `discrete_field`: the field after the start, or from no motion."""
+    if fixed.data.shape[0] != moving.data.shape[0]:
+        raise ValueError(f"Images of {fixed.data.shape[0]} and {moving.data.shape[0]} channels cannot be compared.")
+    lattice = _lattice(fixed.grid, level)
+    reach = np.ceil(level.reach_mm / lattice.spacing_mm - 1e-6).astype(int)
+    shifts = _shifts(reach)
+    wide = lattice.padded((int(reach[0]), int(reach[1]), int(reach[2])))
+    sides = [
+        _Side(*_seen(image, weight, wide, field), level.stride, reach)
+        for image, weight, field in ((fixed, fixed_weight, None), (moving, moving_weight, start))
+    ]
+    nodes = lattice.strided(level.stride, sides[0].offset)
+    steps = torch.as_tensor(lattice.affine[:3, :3].copy()).float()
+    forth, back = (
+        torch.tensordot(steps, _coupled(one, other, shifts, plan), 1)
+        for one, other in ((sides[0], sides[1]), (sides[1], sides[0]))
+    )
+    for _ in range(AGREEMENTS):
+        forth, back = _halfway(forth, back, nodes), _halfway(back, forth, nodes)
+    if start is None:
+        return Displacement(forth, nodes)
+    points = (nodes.points() + forth).flatten(1)
+    return Displacement(forth + sample(start.vectors, start.grid, points).unflatten(1, nodes.shape), nodes)
+
+
+def _lattice(grid: Grid, level: DiscreteLevel) -> Grid:
+    """Isotropic, along the axes of a grid; coarser than asked for where the costs would not fit."""
+    spacing = level.spacing_mm
+    while True:
+        lattice = grid.resampled(np.minimum(spacing, grid.size_mm))
+        reach = np.ceil(level.reach_mm / lattice.spacing_mm - 1e-6)
+        if lattice.voxels / level.stride**3 * np.prod(2 * reach + 1) <= MOST_COSTS or spacing > level.reach_mm:
+            return lattice
+        spacing *= 1.1
+
+
+def _shifts(reach: np.ndarray) -> Int[Tensor, "k 3"]:
+    """Displacements in voxels of the lattice, the last axis fastest."""
+    axes = [torch.arange(-int(r), int(r) + 1) for r in reach]
+    return torch.cartesian_prod(*axes)
+
+
+def _seen(
+    image: Image, weight: Image | None, onto: Grid, field: Displacement | None
+) -> tuple[Float[Tensor, "c i j k"], Float[Tensor, "1 i j k"]]:
+    """An image through a field on a lattice, and how much it has to say there."""
+    points = onto.points().flatten(1)
+    if field is not None:
+        points = field(points)
+    width = np.maximum(1, np.round(onto.spacing_mm / image.grid.spacing_mm)).astype(int)
+    data = _averaged(image.data.float(), [int(w) + 1 - int(w) % 2 if w > 1 else 1 for w in width])
+    values = sample(data, image.grid, points).unflatten(1, onto.shape)
+    share = image.grid.contains(points).float()
+    if weight is not None:
+        share = share * sample(weight.data[:1].float(), weight.grid, points, outside=0.0)[0]
+    return values, share.unflatten(0, onto.shape)[None]
+
+
+def _averaged(data: Float[Tensor, "c i j k"], width: list[int]) -> Float[Tensor, "c i j k"]:
+    """Over boxes of an odd number of voxels a side about each one, less what lies outside."""
+    if max(width) == 1:
+        return data
+    return avg_pool3d(data[None], width, 1, [w // 2 for w in width], count_include_pad=False)[0]
+
+
+@final
+class _Side:
+    """An image's features and weights as means about every voxel of the wide lattice.
+
+    offset: the first node, in voxels of the inner lattice.
+    """
+
+    def __init__(self, values: Tensor, share: Tensor, stride: int, reach: np.ndarray) -> None:
+        width = [stride + 1 - stride % 2] * 3
+        weight = _averaged(share, width)
+        self.values = _averaged(values * share, width) / weight.clamp(min=1e-6)
+        self.weight = weight[0]
+        self.stride, self.reach = stride, [int(r) for r in reach]
+        inner = [n - 2 * r for n, r in zip(share.shape[1:], self.reach, strict=True)]
+        first = [(n - 1) % stride // 2 for n in inner]
+        self.offset = (first[0], first[1], first[2])
+        self.inner = inner
+
+    def at_nodes(self, data: Tensor, shift: tuple[int, int, int] = (0, 0, 0)) -> Tensor:
+        """Values at the nodes moved by a shift in voxels."""
+        parts = [
+            slice(first + r + s, n + r + s, self.stride)
+            for first, r, s, n in zip(self.offset, self.reach, shift, self.inner, strict=True)
+        ]
+        return data[..., parts[0], parts[1], parts[2]]
+
+
+def _coupled(one: _Side, other: _Side, shifts: Int[Tensor, "k 3"], plan: DiscretePlan) -> Float[Tensor, "3 a b c"]:
+    """The smooth field, in voxels of the lattice, of displacements from one image to the other."""
+    costs = _costs(one, other, shifts)
+    weight = one.at_nodes(one.weight)
+    shape = weight.shape
+    way = shifts.float()
+    smooth = torch.zeros(3, *shape)
+    for n, theta in enumerate(plan.coupling):
+        last = n == len(plan.coupling) - 1
+        chosen = _nearest_best(costs, smooth.flatten(1), way, theta, shifts if last else None)
+        smooth = _smoothed(chosen.unflatten(1, shape), weight, plan.smooth_nodes)
+    return smooth
+
+
+def _costs(one: _Side, other: _Side, shifts: Int[Tensor, "k 3"]) -> Float[Tensor, "n k"]:
+    """Mean squared difference of features for each node and displacement, in units of how much it varies at a typical node.
+
+    A displacement that leaves the other image costs what the node's others do on average.
+    """
+    here = one.at_nodes(one.values).contiguous()
+    weight = one.at_nodes(one.weight).flatten()
+    costs = torch.empty(len(shifts), weight.numel())
+    seen = torch.empty_like(costs) if float(other.weight.min()) < 1 else None
+    for k, (a, b, c) in enumerate(shifts.tolist()):
+        costs[k] = (other.at_nodes(other.values, (a, b, c)) - here).square_().mean(0).flatten()
+        if seen is not None:
+            seen[k] = other.at_nodes(other.weight, (a, b, c)).flatten()
+    if seen is not None:
+        typical = (costs * seen).sum(0) / seen.sum(0).clamp(min=1e-6)
+        costs = (costs - typical).mul_(seen)
+    costs = costs.T.contiguous()
+    spread = torch.cat([part.std(1) for part in costs.split(PART)])
+    told = spread[weight > 0.5]
+    scale = float(told.median()) if len(told) else 0.0
+    return costs.mul_(weight[:, None] / max(scale, 1e-12))
+
+
+def _nearest_best(
+    costs: Float[Tensor, "n k"], smooth: Float[Tensor, "3 n"], way: Float[Tensor, "k 3"], theta: float, fine: Tensor | None
+) -> Float[Tensor, "3 n"]:
+    """Per node the displacement d that minimises costs + theta |d - smooth|^2; with ``fine`` between displacements too."""
+    terms = torch.cat([way, (way * way).sum(1, keepdim=True)], 1).T.contiguous()
+    out = torch.empty_like(smooth)
+    for first in range(0, costs.shape[0], PART):
+        part = slice(first, first + PART)
+        near = torch.cat([-2 * theta * smooth[:, part], torch.full((1, smooth[:, part].shape[1]), theta)]).T
+        energy = torch.addmm(costs[part], near, terms)
+        best = energy.argmin(1)
+        chosen = way[best].T
+        out[:, part] = chosen if fine is None else chosen + _between(energy, best, fine)
+    return out
+
+
+def _between(energy: Float[Tensor, "n k"], best: Int[Tensor, " n"], shifts: Int[Tensor, "k 3"]) -> Float[Tensor, "3 n"]:
+    """Where parabolas through a minimum and its two neighbours along each axis are least, within half a voxel."""
+    reach = shifts.amax(0)
+    size = 2 * reach + 1
+    step = torch.stack([size[1] * size[2], size[2], torch.ones_like(size[2])])
+    at = shifts[best]
+    rows = torch.arange(len(best))
+    middle = energy[rows, best]
+    out = []
+    for axis in range(3):
+        inner: Bool[Tensor, " n"] = at[:, axis].abs() < reach[axis]
+        move = torch.where(inner, step[axis], 0)
+        low, high = energy[rows, best - move], energy[rows, best + move]
+        curve = low - 2 * middle + high
+        out.append(torch.where(inner & (curve > 1e-9), (low - high) / (2 * curve.clamp(min=1e-9)), 0.0).clamp(-0.5, 0.5))
+    return torch.stack(out)
+
+
+def _smoothed(vectors: Float[Tensor, "3 a b c"], weight: Float[Tensor, "a b c"], sigma: float) -> Float[Tensor, "3 a b c"]:
+    """Weighted means by a Gaussian of ``sigma`` nodes; a node without a say takes that of those around it."""
+    if sigma == 0:
+        return vectors
+    say = weight.clamp(min=1e-3)
+    both = torch.cat([vectors * say, say[None]])
+    width = int(np.ceil(2.5 * sigma))
+    kernel = torch.exp(-0.5 * (torch.arange(-width, width + 1) / sigma) ** 2)
+    for axis in (1, 2, 3):
+        rows = both.movedim(axis, -1)
+        flat = pad(rows.reshape(-1, 1, rows.shape[-1]), (width, width))
+        both = conv1d(flat, kernel[None, None]).reshape(rows.shape).movedim(-1, axis)
+    return both[:3] / both[3:]
+
+
+def _halfway(one: Float[Tensor, "3 a b c"], other: Float[Tensor, "3 a b c"], grid: Grid) -> Float[Tensor, "3 a b c"]:
+    """Between a field and the inverse that the other direction says it has."""
+    return (one - (fields.compose(other, one, grid) - one)) / 2
