@@ -192,7 +192,7 @@ class _State:
                 raise InputError(f"{weights} is not the network that the plan asks for. Give its own plan, or other weights.")
         layout = torch.channels_last_3d if plan.train.channels_last else torch.contiguous_format
         network = network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
-        optimiser = torch.optim.Adam(network.parameters(), lr=plan.train.learning_rate, betas=plan.train.betas, fused=True)
+        optimiser = torch.optim.Adam(network.parameters(), lr=plan.train.learning_rate, betas=plan.train.betas)
         return cls(network, optimiser, 0, {"loss": float("inf"), "epoch": 0, "network": {}}, [])
 
     def keep_best(self, loss: float, epoch: int) -> None:
