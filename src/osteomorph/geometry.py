@@ -224,7 +224,7 @@ def _linear(data: Tensor, index: Tensor, size: Tensor) -> Tensor:
     unit = (2 * index / (size - 1).clamp(min=1) - 1).flip(-2).to(data.dtype)
     batch, n = unit.shape[:-2], unit.shape[-1]
     volumes = data.reshape(-1, *data.shape[-4:])
-    where = unit.reshape(-1, 3, n).transpose(1, 2)
+    where = unit.reshape(len(volumes), 3, n).transpose(1, 2)
     # torch runs one thread per batch entry: deal the points of a single volume out as if they were a batch
     alone = len(volumes) == 1 and n >= 50_000 and data.device.type == "cpu" and not data.requires_grad
     parts = torch.get_num_threads() if alone else 1
@@ -234,4 +234,4 @@ def _linear(data: Tensor, index: Tensor, size: Tensor) -> Tensor:
     values = grid_sample(volumes, where[:, None, None], mode="bilinear", padding_mode="border", align_corners=True)[:, :, 0, 0]
     if parts > 1:
         values = values.transpose(0, 1).reshape(1, volumes.shape[1], -1)[..., :n]
-    return values.reshape(*batch, -1, n)
+    return values.reshape(*batch, data.shape[-4], n)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import final
 
 import numpy as np
@@ -10,6 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from osteomorph.geometry import Grid
+
+FEW = 8
+"""Ids that are compared one by one."""
 
 
 def _check_shape(data: Tensor, grid: Grid) -> None:
@@ -69,8 +73,10 @@ class Labels:
         """Where any of ``ids`` is (all but background by default)."""
         if ids is None:
             return self.data != 0
-        wanted = torch.tensor(sorted(ids), dtype=self.data.dtype, device=self.data.device)
-        return torch.isin(self.data, wanted)
+        wanted = sorted(ids)
+        if 0 < len(wanted) <= FEW:  # quicker than torch's search
+            return reduce(torch.bitwise_or, (self.data == label for label in wanted))
+        return torch.isin(self.data, torch.tensor(wanted, dtype=self.data.dtype, device=self.data.device))
 
     def only(self, ids: Iterable[int]) -> "Labels":
         """The same map with every other id set to background."""

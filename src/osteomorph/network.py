@@ -77,7 +77,7 @@ class UNet(nn.Module):
         for widen, block in zip(self.widen, self.up, strict=True):
             x = self._through(block, widen(x) + kept.pop())
         with torch.autocast(x.device.type, enabled=False):  # 8 bits of a displacement would show in its derivatives
-            return self.last(x.to(self.last.weight.dtype))[..., : shape[0], : shape[1], : shape[2]]
+            return convolved(self.last, x.to(self.last.weight.dtype))[..., : shape[0], : shape[1], : shape[2]]
 
     def _through(self, block: nn.Module, x: Tensor) -> Tensor:
         if not (self.checkpointing and self.training and torch.is_grad_enabled()):
@@ -105,6 +105,24 @@ def _kept_statistics(block: nn.Module) -> Iterator[None]:
                 norm.num_batches_tracked.fill_(count)
 
 
+SLOW_BELOW = 20_480
+"""Torch does not give oneDNN a float32 convolution of one image with at most so many rows of voxels, channels included."""
+
+
+def convolved(layer: nn.Conv3d, x: Float[Tensor, "b c i j k"]) -> Float[Tensor, "b d i j k"]:
+    """``layer(x)``, of a 3 x 3 x 3 convolution. A small image in float32 goes in as two halves, for torch has a quick way
+    for two images that it does not take for one: a tenth of the time, the same sums."""
+    small = len(x) == 1 and x.shape[1] * x.shape[2] * x.shape[3] <= SLOW_BELOW and x.shape[2] > 1
+    quick = x.dtype == torch.bfloat16 or torch.is_autocast_enabled(x.device.type)
+    if x.device.type != "cpu" or quick or not small:
+        return layer(x)
+    half = -(-x.shape[2] // 2)
+    grown = pad(x, (0, 0, 0, 0, 1, 1 + x.shape[2] % 2))
+    halves = torch.cat([grown.narrow(2, 0, half + 2), grown.narrow(2, half, half + 2)])
+    out = nn.functional.conv3d(halves, layer.weight, layer.bias, padding=(0, 1, 1))
+    return out.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None].narrow(2, 0, x.shape[2])
+
+
 def _normalised(channels: int, norm: str) -> nn.Module:
     if norm == "batch":
         return nn.BatchNorm3d(channels)
@@ -121,7 +139,7 @@ class Layer(nn.Module):
         self.norm = _normalised(after, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.convolution(x))
+        return self.norm(convolved(self.convolution, x))
 
 
 @final

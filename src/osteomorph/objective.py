@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from osteomorph.case import Case
@@ -68,8 +68,8 @@ class Alignment:
     @cached_property
     def weight(self) -> Float[Tensor, " n"]:
         """Fixed mask times moving mask, and 0 beyond the moving field of view. Carries no gradient."""
+        moved = self.moved_points.detach()
         with torch.no_grad():
-            moved = self.moved_points
             weight = self.case.moving.grid.contains(moved).to(moved.dtype)
             if self.case.fixed_mask is not None:
                 weight = weight * self._on_lattice(self.case.fixed_mask.data)[0]
@@ -89,14 +89,25 @@ class Alignment:
         ids: list[int] = self.memo["shared"]
         return ids
 
-    def fixed_onehot(self) -> Float[Tensor, "c n"]:
-        """One channel per shared label on the lattice."""
-        return self._on_lattice(self._onehot("fixed").data)
+    @cached_property
+    def near_labels(self) -> Int[Tensor, " m"]:
+        """Which points of the lattice move to where a shared moving label can be read; elsewhere every channel is 0."""
+        grid = self._moving_onehot().grid
+        return sample(self.memo["reached"], grid, self.moved_points.detach(), "nearest")[0].nonzero()[:, 0]
 
-    def moved_onehot(self) -> Float[Tensor, "c n"]:
-        """Moving labels, one channel each, interpolated linearly at the moved points."""
-        onehot = self._onehot("moving")
-        return sample(onehot.data, onehot.grid, self.moved_points)
+    def fixed_onehot(self, where: Int[Tensor, " m"] | None = None) -> Float[Tensor, "c m"]:
+        """One channel per shared label, at all points of the lattice or at some."""
+        if self.case.fixed_labels is None:
+            raise ValueError("This alignment has no fixed labels.")
+        ids = self._on_lattice(self.case.fixed_labels.data)[0]
+        ids = ids if where is None else ids[where]
+        return torch.stack([ids == label for label in self.shared_labels]).to(self.warp.vectors.dtype)
+
+    def moved_onehot(self, where: Int[Tensor, " m"] | None = None) -> Float[Tensor, "c m"]:
+        """Moving labels, one channel each, interpolated linearly at all moved points or at some."""
+        onehot = self._moving_onehot()
+        points = self.moved_points if where is None else self.moved_points.index_select(1, where)
+        return sample(onehot.data, onehot.grid, points)
 
     @cached_property
     def rigid_mask(self) -> Bool[Tensor, "i j k"]:
@@ -140,16 +151,26 @@ class Alignment:
         where = (points if away is None else points + away).flatten(1)
         return (sample(data, labels.grid, where, "nearest", 0)[0] > 0).unflatten(0, grid.shape)
 
-    def _onehot(self, side: str) -> Image:
-        key = ("onehot", side)
-        if key not in self.memo:
-            labels = self.case.fixed_labels if side == "fixed" else self.case.moving_labels
+    def _moving_onehot(self) -> Image:
+        if "onehot" not in self.memo:
+            labels = self.case.moving_labels
             if labels is None:
-                raise ValueError(f"This alignment has no {side} labels.")
-            channels = torch.cat([(labels.data == label) for label in self.shared_labels])
-            self.memo[key] = Image(channels.to(self.warp.vectors.dtype), labels.grid)
-        found: Image = self.memo[key]
+                raise ValueError("This alignment has no moving labels.")
+            channels = torch.cat([labels.data == label for label in self.shared_labels])
+            self.memo["onehot"] = Image(channels.to(self.warp.vectors.dtype), labels.grid)
+            self.memo["reached"] = _grown(channels.any(0, keepdim=True))
+        found: Image = self.memo["onehot"]
         return found
+
+
+def _grown(mask: Bool[Tensor, "1 i j k"]) -> Int[Tensor, "1 i j k"]:
+    """1 in the mask and at its 26 neighbours: wherever a linear reading, from the eight voxels around a point, may find it."""
+    grown = mask.to(torch.int8)
+    for axis in (1, 2, 3):
+        before, n = grown.clone(), mask.shape[axis] - 1
+        grown.narrow(axis, 0, n).bitwise_or_(before.narrow(axis, 1, n))
+        grown.narrow(axis, 1, n).bitwise_or_(before.narrow(axis, 0, n))
+    return grown
 
 
 class Term(ABC):

@@ -21,6 +21,9 @@ ParzenKernel = Literal["gaussian", "bspline"]
 CHUNK = 1 << 14
 """Values binned at a time on a CPU: they stay in its cache, and torch starts no threads for so few, which would cost more."""
 
+EPSILON = 1e-7
+"""Added to the sum of two masks in Dice."""
+
 
 # -- mutual information -----------------------------------------------------------------------------------------------
 def mutual_information(
@@ -158,7 +161,7 @@ def dice(
     fixed: Float[Tensor, "*b c n"],
     moved: Float[Tensor, "*b c n"],
     weight: Float[Tensor, "*b n"] | None = None,
-    eps: float = 1e-7,
+    eps: float = EPSILON,
 ) -> Float[Tensor, "*b"]:
     """Mean over channels of 2 |A and B| / (|A| + |B| + eps), with A and B soft (products and sums): 1 for the same labels.
 
@@ -179,7 +182,10 @@ class Dice(Term):
         vectors = alignment.warp.vectors
         if not alignment.shared_labels:
             return torch.zeros((), dtype=vectors.dtype, device=vectors.device)
-        return 1 - dice(alignment.fixed_onehot(), alignment.moved_onehot())
+        near = alignment.near_labels  # a few percent of the volume; the sums over the rest are known
+        fixed, moved = alignment.fixed_onehot(near), alignment.moved_onehot(near)
+        either = alignment.fixed_onehot().sum(-1) + moved.sum(-1)
+        return 1 - (2 * (fixed * moved).sum(-1) / (either + EPSILON)).mean()
 
 
 # -- MIND -------------------------------------------------------------------------------------------------------------

@@ -36,9 +36,6 @@ VARIANTS = {"US": "thesis-us", "US-RP": "thesis-us-rp", "WS": "thesis-ws", "WS-R
 
 METHODS = (RIGID, *VARIANTS)
 
-GAMMA1 = 2.0
-"""Of the four variants: the sweep's point that need not be trained again."""
-
 THESIS_TABLE: dict[tuple[str, str], tuple[tuple[float, float], ...]] = {
     ("dice", "L5"): ((0.952, 0.004), (0.940, 0.010), (0.942, 0.012), (0.952, 0.008), (0.951, 0.006)),
     ("dice", "L4"): ((0.932, 0.021), (0.933, 0.021), (0.935, 0.023), (0.946, 0.021), (0.943, 0.018)),
@@ -96,7 +93,7 @@ def sweep_arms(context: Context) -> list[Arm]:
     return [
         Arm(f"US gamma1 {weight:g}", with_weights(plan, diffusion=weight), (0,), about={"gamma1": weight})
         for weight in context.size.sweep
-        if weight != GAMMA1
+        if weight != context.size.gamma1
     ]
 
 
@@ -137,11 +134,11 @@ def beside_thesis(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def sweep_values(rows: Sequence[Row]) -> dict[float, dict[str, float]]:
-    """gamma1 -> pair -> folding in percent over the whole field, of models of fold 0."""
+def sweep_values(rows: Sequence[Row], gamma1: float) -> dict[float, dict[str, float]]:
+    """gamma1 -> pair -> folding in percent over the whole field, of models of fold 0. gamma1: of the variants."""
     found: dict[float, dict[str, float]] = {}
     for row in rows:
-        weight = row.get("gamma1", GAMMA1 if row["method"] == "US" else None)
+        weight = row.get("gamma1", gamma1 if row["method"] == "US" else None)
         if row["role"] == "pooled" and weight is not None and row.get("fold") == 0:
             found.setdefault(float(weight), {})[row["pair"]] = row["folding_percent"]
     return found
@@ -152,7 +149,7 @@ def _figures(context: Context, arms: Sequence[Arm], progress: Progress) -> None:
     from osteomorph.study_figures import thesis_figures
 
     rows = context.rows()
-    thesis_figures(context, arms, rows, labelled_bones(rows), sweep_values(rows), METHODS, progress)
+    thesis_figures(context, arms, rows, labelled_bones(rows), sweep_values(rows, context.size.gamma1), METHODS, progress)
 
 
 def write_thesis_report(context: Context) -> None:
@@ -160,7 +157,7 @@ def write_thesis_report(context: Context) -> None:
     rows = context.rows()
     bones = labelled_bones(rows)
     start = next((row["bone"] for row in rows if row["label"] == START and row["role"] == "labelled"), bones[0])
-    effects = thesis_effects(rows, sweep_values(rows), start)
+    effects = thesis_effects(rows, sweep_values(rows, context.size.gamma1), start)
     cells = table(rows, METHODS, [*bones, "pooled"], THESIS_MEASURES, seed=context.seed)
     more = table(rows, METHODS, ["pooled"], MORE_MEASURES, seed=context.seed)
     unlabelled = table(rows, METHODS, labelled_bones(rows, "unlabelled"), UNLABELLED_MEASURES, seed=context.seed)
