@@ -19,6 +19,9 @@ from osteomorph.similarity import Dice, Mind, MutualInformation
 from osteomorph.spline import Basis
 from osteomorph.transforms import Displacement, Velocity
 
+NODES_PER_BIN = 4
+"""Of the soft field's fine histogram: its steps look at so few voxels that products of larger ones took most of the time."""
+
 
 def refine(
     case: Case,
@@ -95,9 +98,10 @@ def terms(
 ) -> list[tuple[str, float, Term]]:
     """The plan's terms of which the weight is above 0, for a level."""
     weights: Weights = plan.weights
+    levels = NODES_PER_BIN * plan.bins if isinstance(plan, SoftPlan) else 512
     both = case.fixed_labels is not None and case.moving_labels is not None
     wanted: list[tuple[str, float, Term]] = [
-        ("mutual_information", weights.mutual_information, MutualInformation(plan.bins, plan.kernel)),
+        ("mutual_information", weights.mutual_information, MutualInformation(plan.bins, plan.kernel, levels)),
         ("mind", weights.mind * level.mind_factor, Mind()),
         ("dice", weights.dice if both else 0.0, Dice()),
         ("diffusion", weights.diffusion, Diffusion()),

@@ -21,9 +21,6 @@ ParzenKernel = Literal["gaussian", "bspline"]
 CHUNK = 1 << 14
 """Values binned at a time on a CPU: they stay in its cache, and torch starts no threads for so few, which would cost more."""
 
-NODES_PER_BIN = 4
-"""Of the fine histogram while a warp is optimised; its matrix products grow with the square."""
-
 
 # -- mutual information -----------------------------------------------------------------------------------------------
 def mutual_information(
@@ -150,11 +147,12 @@ class MutualInformation(Term):
 
     bins: int = 24
     kernel: ParzenKernel = "gaussian"
+    levels: int = 512
+    """Of the fine histogram."""
 
     def __call__(self, alignment: Alignment) -> Float[Tensor, ""]:
         fixed, moved = alignment.fixed_values()[0], alignment.moved_values()[0]
-        levels = NODES_PER_BIN * self.bins
-        return -mutual_information(fixed.detach(), moved, alignment.weight, self.bins, self.kernel, levels)
+        return -mutual_information(fixed.detach(), moved, alignment.weight, self.bins, self.kernel, self.levels)
 
 
 # -- Dice -------------------------------------------------------------------------------------------------------------
