@@ -159,3 +159,23 @@ def test_normalised_coordinates_stay_in_one_file():
     source = Path(osteomorph.__file__).parent
     found = {p.name for p in source.rglob("*.py") if re.search(r"grid_sample|align_corners", p.read_text())}
     assert found == {"geometry.py"}
+
+
+@pytest.mark.parametrize("shape", [(7, 6, 5), (1, 6, 5), (7, 1, 2)])
+def test_many_channels_side_by_side_are_sampled_like_others(shape):
+    """Values, and slopes by the points too, inside, at the border and beyond it."""
+    grid = axis_grid((-1, 1, 1), shape)
+    side_by_side = torch.rand(*shape, 12, dtype=torch.float64).permute(3, 0, 1, 2)
+    size = torch.tensor(shape, dtype=torch.float64)[:, None]
+    points = grid.world(torch.rand(3, 200, dtype=torch.float64) * (size + 3) - 2)
+    weight = torch.rand(12, 200, dtype=torch.float64)
+    found = []
+    for data in (side_by_side, side_by_side.contiguous()):
+        here = points.clone().requires_grad_()
+        values = sample(data, grid, here)
+        found.append((values.detach(), torch.autograd.grad((values * weight).sum(), here)[0]))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-12)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-10)
+    half = sample(side_by_side.half(), grid, points.float())
+    assert half.dtype == torch.float32
+    assert torch.allclose(half, found[0][0].float(), atol=1e-3)

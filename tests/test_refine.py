@@ -8,7 +8,7 @@ from osteomorph.case import Case
 from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
 from osteomorph.plan import Level, RefinePlan, Weights
-from osteomorph.refine import cubic_matrix, refine
+from osteomorph.refine import refine
 from osteomorph.resampling import resample
 from osteomorph.transforms import Displacement, Rigid
 
@@ -121,11 +121,3 @@ def test_no_level_means_no_motion():
     warp, history = refine(case, RefinePlan())
     assert history == []
     assert float(warp.vectors.abs().max()) == 0
-
-
-@pytest.mark.parametrize(("n", "step"), [(10, 3.0), (57, 6.5), (4, 20.0)])
-def test_control_points_sum_to_one_and_reproduce_ramps(n, step):
-    matrix = cubic_matrix(n, step)
-    assert np.allclose(matrix.sum(1), 1)
-    ramp = np.linalg.lstsq(matrix, np.arange(n, dtype=float), rcond=None)[0]
-    assert np.allclose(matrix @ ramp, np.arange(n), atol=1e-8)

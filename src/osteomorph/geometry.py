@@ -5,16 +5,21 @@ World coordinates are RAS+ millimetres. Points and vectors carry their three com
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, final
+from itertools import product
+from typing import Any, Literal, final
 
 import nibabel as nib
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Num
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import grid_sample
 
 Interpolation = Literal["linear", "nearest"]
+
+MANY_CHANNELS = 8
+"""From which on it pays to read a voxel's channels together."""
 
 ANATOMICAL_AXES = {"LR": "LR", "RL": "LR", "AP": "PA", "PA": "PA", "IS": "IS", "SI": "IS"}
 
@@ -221,6 +226,8 @@ def _nearest(data: Tensor, index: Tensor) -> Tensor:
 
 
 def _linear(data: Tensor, index: Tensor, size: Tensor) -> Tensor:
+    if data.ndim == 4 and data.stride(0) == 1 and data.shape[0] >= MANY_CHANNELS and not data.requires_grad:
+        return _Gathered.apply(data, index)
     unit = (2 * index / (size - 1).clamp(min=1) - 1).flip(-2).to(data.dtype)
     batch, n = unit.shape[:-2], unit.shape[-1]
     volumes = data.reshape(-1, *data.shape[-4:])
@@ -235,3 +242,42 @@ def _linear(data: Tensor, index: Tensor, size: Tensor) -> Tensor:
     if parts > 1:
         values = values.transpose(0, 1).reshape(1, volumes.shape[1], -1)[..., :n]
     return values.reshape(*batch, data.shape[-4], n)
+
+
+class _Gathered(torch.autograd.Function):
+    """The same for channels that lie side by side: rows of eight neighbours, and the slopes along with the values.
+
+    torch's own reads channel by channel: for 12 of them with a gradient by the points that took five times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, data: Tensor, index: Tensor) -> Tensor:
+        shape = data.shape[1:]
+        last = torch.tensor(shape, dtype=index.dtype, device=index.device)[:, None] - 1
+        at = torch.minimum(index.clamp(min=0), last)
+        low = torch.minimum(at.floor(), (last - 1).clamp_(min=0))
+        working = torch.float32 if data.dtype == torch.float16 else data.dtype
+        x, y, z = (at - low).to(working)[..., None]
+        i, j, k = low.int()
+        steps = [n if size > 1 else 0 for n, size in zip((shape[1] * shape[2], shape[2], 1), shape, strict=True)]
+        corners = torch.tensor(list(product(*[(0, step) for step in steps])), dtype=torch.int32, device=index.device).sum(1)
+        rows = ((i * shape[1] + j) * shape[2] + k + corners[:, None]).flatten()
+        around = data.permute(1, 2, 3, 0).reshape(-1, len(data)).index_select(0, rows).to(working)
+        around = around.view(2, 2, 2, -1, len(data))
+        along_z = around[:, :, 1] - around[:, :, 0]
+        edges = torch.addcmul(around[:, :, 0], along_z, z)
+        along_y = edges[:, 1] - edges[:, 0]
+        faces = torch.addcmul(edges[:, 0], along_y, y)
+        along_x = faces[1] - faces[0]
+        if ctx.needs_input_grad[1]:
+            along_z = torch.lerp(along_z[:, 0], along_z[:, 1], y)
+            along_y, along_z = (torch.lerp(part[0], part[1], x) for part in (along_y, along_z))
+            ctx.save_for_backward(along_x, along_y, along_z, ((at == index) & (last > 0)).to(index.dtype))
+        return torch.addcmul(faces[0], along_x, x).T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        *slopes, inside = ctx.saved_tensors
+        rows = gradient.T
+        return None, torch.stack([(slope * rows).sum(1) for slope in slopes]).to(inside.dtype) * inside

@@ -4,9 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from scipy import ndimage
-from scipy.interpolate import BSpline
 from torch import Tensor
 
 from osteomorph import fields
@@ -18,7 +16,11 @@ from osteomorph.objective import Alignment, Objective, Term
 from osteomorph.plan import Level, RefinePlan, SoftPlan, Weights
 from osteomorph.regularity import Bending, Diffusion, Rigidity
 from osteomorph.similarity import Dice, Mind, MutualInformation
+from osteomorph.spline import Basis
 from osteomorph.transforms import Displacement, Velocity
+
+NODES_PER_BIN = 4
+"""Of the soft field's fine histogram: its steps look at so few voxels that products of larger ones took most of the time."""
 
 
 def refine(
@@ -49,14 +51,14 @@ def refine(
     for level in plan.levels:
         looked_at = smoothed(case, level.smooth_mm)
         objective = Objective(terms(plan, level, case, rigid_labels))
-        basis = _Basis(grid, level.control_mm, vectors.dtype, vectors.device)
-        control = torch.zeros(basis.shape, dtype=vectors.dtype, device=vectors.device)
+        basis = Basis.on(grid, level.control_mm, vectors) if (level.control_mm > grid.spacing_mm).all() else None
+        control = torch.zeros_like(vectors) if basis is None else basis.zero()
         memo: dict[object, object] = {}
         stride = max(1, round((case.fixed.grid.voxels / level.samples) ** (1 / 3)))
 
         def loss(
             before: Tensor = vectors,
-            basis: _Basis = basis,
+            basis: Basis | None = basis,
             control: Tensor = control,
             looked_at: Case = looked_at,
             objective: Objective = objective,
@@ -64,15 +66,20 @@ def refine(
             memo: Any = memo,
         ) -> tuple[Tensor, dict[str, float]]:
             a, b, c = (int(o) for o in torch.randint(stride, (3,), generator=generator))
-            warp = Displacement(_integrate(before + basis(control), grid, plan), grid)
+            warp = Displacement(_integrate(before + _spread(control, basis), grid, plan), grid)
             frame = rigid_frame(plan, case)
             return objective(Alignment(looked_at, warp, stride, (a, b, c), rigid_labels, frame, memo))
 
         descend(control, level, loss, history, told)
-        vectors = vectors + basis(control)
+        vectors = vectors + _spread(control, basis)
     if plan.field == "velocity":
         return Velocity(vectors, grid), history
     return Displacement(vectors, grid), history
+
+
+def _spread(control: Tensor, basis: Basis | None) -> Tensor:
+    """Vectors at every voxel; without a basis each voxel is free."""
+    return control if basis is None else basis(control)
 
 
 def _integrate(vectors: Tensor, grid: Grid, plan: RefinePlan) -> Tensor:
@@ -91,9 +98,10 @@ def terms(
 ) -> list[tuple[str, float, Term]]:
     """The plan's terms of which the weight is above 0, for a level."""
     weights: Weights = plan.weights
+    levels = NODES_PER_BIN * plan.bins if isinstance(plan, SoftPlan) else 512
     both = case.fixed_labels is not None and case.moving_labels is not None
     wanted: list[tuple[str, float, Term]] = [
-        ("mutual_information", weights.mutual_information, MutualInformation(plan.bins, plan.kernel)),
+        ("mutual_information", weights.mutual_information, MutualInformation(plan.bins, plan.kernel, levels)),
         ("mind", weights.mind * level.mind_factor, Mind()),
         ("dice", weights.dice if both else 0.0, Dice()),
         ("diffusion", weights.diffusion, Diffusion()),
@@ -121,29 +129,3 @@ def _gaussian(image: Image, sigma_mm: float) -> Image:
     sigma = sigma_mm / image.grid.spacing_mm
     smooth = [ndimage.gaussian_filter(channel.cpu().numpy(), sigma, mode="nearest") for channel in image.data]
     return image.with_data(torch.as_tensor(np.stack(smooth), dtype=image.data.dtype, device=image.data.device))
-
-
-class _Basis:
-    """Cubic B-spline control points -> vectors on a grid, one matrix per array axis; every voxel free where as dense."""
-
-    def __init__(self, grid: Grid, control_mm: float, dtype: torch.dtype, device: torch.device) -> None:
-        self.matrices: list[Tensor] = []
-        if (control_mm > grid.spacing_mm).all():
-            for n, spacing in zip(grid.shape, grid.spacing_mm, strict=True):
-                matrix = cubic_matrix(n, control_mm / spacing)
-                self.matrices.append(torch.as_tensor(matrix, dtype=dtype, device=device))
-        self.shape = (3, *[m.shape[1] for m in self.matrices]) if self.matrices else (3, *grid.shape)
-
-    def __call__(self, control: Float[Tensor, "3 a b c"]) -> Float[Tensor, "3 i j k"]:
-        for axis, matrix in enumerate(self.matrices, 1):
-            control = torch.tensordot(control, matrix, ([axis], [1])).movedim(-1, axis)
-        return control
-
-
-def cubic_matrix(n: int, step: float) -> np.ndarray:
-    """(n, m) values of m uniform cubic B-splines, ``step`` voxels apart, at n voxel centres; each row sums to 1."""
-    intervals = max(1, int(np.ceil((n - 1) / step + 1e-9)))
-    start = (n - 1) / 2 - intervals * step / 2
-    knots = start + step * np.arange(-3, intervals + 4)
-    matrix: np.ndarray = BSpline.design_matrix(np.arange(n, dtype=float), knots, 3, extrapolate=False).toarray()
-    return matrix

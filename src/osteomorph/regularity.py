@@ -129,8 +129,7 @@ class _MeanSquares(torch.autograd.Function):
         gradient = torch.zeros_like(vectors) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=torch.float64, device=vectors.device)
         for group in groups:
-            for c, component in enumerate(vectors):
-                total += _mean_square(component, None if gradient is None else gradient[c], group)
+            total += _mean_square(vectors, gradient, group)
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return total.to(vectors.dtype)
@@ -142,19 +141,19 @@ class _MeanSquares(torch.autograd.Function):
         return gradient * outer, None
 
 
-def _mean_square(component: Tensor, gradient: Tensor | None, group: Group) -> Tensor:
-    """Weighted mean of the summed squares; adds its gradient to ``gradient``."""
-    values = {offset: _shifted(component, group.taps, offset) for offset, _ in group.taps}
+def _mean_square(vectors: Tensor, gradient: Tensor | None, group: Group) -> Tensor:
+    """Weighted mean of the squares, summed over components; adds its gradient to ``gradient``."""
+    values = {offset: _shifted(vectors, group.taps, offset) for offset, _ in group.taps}
     slopes = {} if gradient is None else {offset: _shifted(gradient, group.taps, offset) for offset in values}
-    rows, columns, depth = next(iter(values.values())).shape
+    components, rows, columns, depth = next(iter(values.values())).shape
     weight = group.weight
     count = float(rows * columns * depth) if weight is None else max(float(weight.sum()), torch.finfo(torch.float32).tiny)
-    planes = max(1, BLOCK // (columns * depth)) if component.device.type == "cpu" else rows
+    planes = max(1, BLOCK // (components * columns * depth)) if vectors.device.type == "cpu" else rows
     sums = []
     for start in range(0, rows, planes):
         slab = slice(start, start + planes)
-        value_at = {offset: value[slab] for offset, value in values.items()}
-        slope_at = {offset: slope[slab] for offset, slope in slopes.items()}
+        value_at = {offset: value[:, slab] for offset, value in values.items()}
+        slope_at = {offset: slope[:, slab] for offset, slope in slopes.items()}
         for taps, scale, times in group.differences:
             (offset, factor), *others = taps
             value = value_at[offset] * factor

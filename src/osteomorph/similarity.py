@@ -150,10 +150,12 @@ class MutualInformation(Term):
 
     bins: int = 24
     kernel: ParzenKernel = "gaussian"
+    levels: int = 512
+    """Of the fine histogram."""
 
     def __call__(self, alignment: Alignment) -> Float[Tensor, ""]:
         fixed, moved = alignment.fixed_values()[0], alignment.moved_values()[0]
-        return -mutual_information(fixed.detach(), moved, alignment.weight, self.bins, self.kernel)
+        return -mutual_information(fixed.detach(), moved, alignment.weight, self.bins, self.kernel, self.levels)
 
 
 # -- Dice -------------------------------------------------------------------------------------------------------------
@@ -196,45 +198,67 @@ NEIGHBOURS: tuple[Step, ...] = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0
 PAIRS: tuple[Pair, ...] = tuple((a, b) for a, b in combinations(NEIGHBOURS, 2) if np.dot(a, b) == 0)
 """Neighbours at right angles to each other: one channel of MIND-SSC each."""
 
+VOXELS_CACHED = 1 << 14
+"""Voxels described at a time, so that their channels stay in the cache."""
+
 
 def mind_ssc(
-    data: Float[Tensor, "1 i j k"], radius: int = 1, dilation: int = 2, pairs: tuple[Pair, ...] = PAIRS
+    data: Float[Tensor, "1 i j k"],
+    radius: int = 1,
+    dilation: int = 2,
+    pairs: tuple[Pair, ...] = PAIRS,
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "12 i j k"]:
     """Self-similarity context, exp(-(D - min D) / V): what a voxel's surroundings look like, whatever the contrast.
 
     D: squared differences of two of the six neighbours at ``dilation`` voxels, averaged over a patch of (2 radius + 1)^3 with
-    the border repeated; V: their mean over the 12 pairs, kept between 0.001 and 1000 times its own mean over the image
-    (Heinrich et al., MICCAI 2013). Differentiable; without a gradient it works in place.
+    the image's border repeated; V: their mean over the 12 pairs, kept between 0.001 and 1000 times its own mean over the image
+    (Heinrich et al., MICCAI 2013). Carries no gradient. A voxel's channels lie side by side in memory, as `sample` likes them.
 
-    pairs: the two neighbours of every channel, as steps along the array axes.
+    pairs: the two neighbours of every channel, as steps along the array axes. dtype: of what is kept, the image's by default.
     """
-    grown = _repeat_border(data[0], dilation)
-    shape = data.shape[1:]
-    in_place = not (data.requires_grad and torch.is_grad_enabled())
-    channels = []
-    out = torch.empty(len(pairs), *shape, dtype=data.dtype, device=data.device) if in_place else None
-    for c, (a, b) in enumerate(pairs):
-        one, other = [
-            grown[tuple(slice(dilation * (1 + s), dilation * (1 + s) + n) for s, n in zip(shift, shape, strict=True))]
-            for shift in (a, b)
-        ]
-        distance = _box_sum((one - other).square(), radius)
-        if out is None:
-            channels.append(distance)
-        else:
-            out[c] = distance
-    if out is None:
-        stacked = torch.stack(channels)
-        stacked = stacked - stacked.amin(0)
-        return (-stacked / _bounded_mean(stacked)).exp()
-    out -= out.amin(0)
-    return out.div_(_bounded_mean(out).neg_()).exp_()
+    with torch.no_grad():
+        distances = _patch_distances(data[0], radius, dilation, pairs)
+        shape = data.shape[1:]
+        planes = max(1, VOXELS_CACHED // (shape[1] * shape[2]))
+        slabs = [slice(start, start + planes) for start in range(0, shape[0], planes)]
+        least, mean = torch.empty_like(data[0]), torch.empty_like(data[0])
+        for slab in slabs:
+            here = torch.stack([distance[slab] for distance in distances])
+            torch.amin(here, 0, out=least[slab])
+            torch.mean(here, 0, out=mean[slab])
+        scale = _bounded(mean.sub_(least)).neg_()
+        out = torch.empty(*shape, len(pairs), dtype=dtype or data.dtype, device=data.device)
+        for slab in slabs:
+            here = torch.stack([distance[slab] for distance in distances])
+            out[slab] = here.sub_(least[slab]).div_(scale[slab]).exp_().permute(1, 2, 3, 0)
+    return out.permute(3, 0, 1, 2)
 
 
-def _bounded_mean(distances: Tensor) -> Tensor:
-    mean = distances.mean(0)
-    typical = mean.mean().clamp(min=torch.finfo(mean.dtype).tiny * 1e6)  # an image without contrast has no distances
-    return torch.minimum(torch.maximum(mean, typical * 1e-3), typical * 1e3)
+def _patch_distances(volume: Float[Tensor, "i j k"], radius: int, dilation: int, pairs: tuple[Pair, ...]) -> list[Tensor]:
+    """Per pair the sum of squared differences over a patch. Pairs the same step apart are views of one volume."""
+    grown = _repeat_border(volume, dilation + radius)
+    sums: dict[Step, Tensor] = {}
+    out = []
+    for a, b in pairs:
+        first, step = (a, (b[0] - a[0], b[1] - a[1], b[2] - a[2]))
+        if step < (0, 0, 0):
+            first, step = b, (-step[0], -step[1], -step[2])
+        start = [dilation * (1 if s == 0 else max(0, -s)) for s in step]
+        if step not in sums:
+            size = [n + 2 * radius + (0 if s == 0 else dilation) for n, s in zip(volume.shape, step, strict=True)]
+            one = tuple(slice(low, low + n) for low, n in zip(start, size, strict=True))
+            other = tuple(slice(o.start + dilation * s, o.stop + dilation * s) for o, s in zip(one, step, strict=True))
+            sums[step] = _box_sum((grown[one] - grown[other]).square_(), radius)
+        corner = [dilation * (1 + f) - low for f, low in zip(first, start, strict=True)]
+        out.append(sums[step][tuple(slice(c, c + n) for c, n in zip(corner, volume.shape, strict=True))])
+    return out
+
+
+def _bounded(mean: Tensor) -> Tensor:
+    """In place."""
+    typical = float(mean.mean().clamp(min=torch.finfo(mean.dtype).tiny * 1e6))  # an image without contrast has no distances
+    return mean.clamp_(typical * 1e-3, typical * 1e3)
 
 
 def _repeat_border(volume: Tensor, width: int) -> Tensor:
@@ -242,15 +266,13 @@ def _repeat_border(volume: Tensor, width: int) -> Tensor:
 
 
 def _box_sum(volume: Tensor, radius: int) -> Tensor:
-    """Sums over cubes of 2 radius + 1 voxels a side, one axis after the other; the scale does not matter to MIND."""
-    if radius == 0:
-        return volume
-    volume = _repeat_border(volume, radius)
-    for axis in (2, 1, 0):
+    """Sums over cubes of 2 radius + 1 voxels a side, where they fit, one axis after the other; MIND minds no scale."""
+    for axis in (0, 1, 2):
         n = volume.shape[axis] - 2 * radius
-        total = volume.narrow(axis, 0, n) + volume.narrow(axis, 1, n)
-        for shift in range(2, 2 * radius + 1):
-            total += volume.narrow(axis, shift, n)
+        total = volume.narrow(axis, 0, n)
+        for shift in range(1, 2 * radius + 1):
+            other = volume.narrow(axis, shift, n)
+            total = total + other if shift == 1 else total.add_(other)
         volume = total
     return volume
 
@@ -282,7 +304,8 @@ class MindSsc:
     pairs: tuple[Pair, ...] = PAIRS
 
     def __call__(self, image: Image) -> Image:
-        return image.with_data(mind_ssc(image.data[:1], self.radius, self.dilation, self.pairs))
+        kept = torch.float16 if image.data.dtype == torch.float32 else None  # to 2e-4: half the memory that is read at random
+        return image.with_data(mind_ssc(image.data[:1], self.radius, self.dilation, self.pairs, kept))
 
 
 @final

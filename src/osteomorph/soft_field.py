@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +15,10 @@ from osteomorph.descent import Progress, descend
 from osteomorph.distances import DistanceMap
 from osteomorph.geometry import Grid
 from osteomorph.objective import Alignment, Objective
-from osteomorph.plan import SoftPlan
-from osteomorph.refine import cubic_matrix, smoothed, terms
+from osteomorph.plan import Level, SoftPlan
+from osteomorph.refine import smoothed, terms
 from osteomorph.regularity import Bending, Diffusion
+from osteomorph.spline import Basis, Roughness
 from osteomorph.transforms import Displacement, Velocity
 
 LEAST_DETERMINANT = 0.15
@@ -26,6 +26,8 @@ LEAST_DETERMINANT = 0.15
 
 STILL = 1.1
 """Diagonals of a voxel around a region in which nothing moves: one, and what linear interpolation of distances is off by."""
+
+Smoothness = Sequence[tuple[str, float, Roughness]]
 
 SQUARINGS = 4
 """Of the velocity while it is optimised on the coarse lattice."""
@@ -50,35 +52,49 @@ def soft_field(
     history: list[dict[str, float]] = []
     total = sum(level.iterations for level in plan.levels)
     told = None if progress is None else lambda done: progress("soft", done, total)
-    found: list[_Spline] = []
+    found: list[tuple[Basis, Tensor]] = []
+    before = torch.zeros(3, *grid.shape, dtype=case.fixed.data.dtype)
     for level in plan.levels:
         seen = smoothed(case, level.smooth_mm)
-        wanted = terms(plan, level, case, ())
-        similarity = Objective([term for term in wanted if not isinstance(term[2], (Bending, Diffusion))])
-        smoothness = Objective([term for term in wanted if isinstance(term[2], (Bending, Diffusion))])
-        found.append(_Spline.zero(grid, level.control_mm, case.fixed.data))
+        similarity = Objective([term for term in terms(plan, level, case, ()) if not isinstance(term[2], (Bending, Diffusion))])
+        basis = Basis.on(grid, level.control_mm, before)
+        smoothness = _smoothness(plan, level, basis, found)
+        control = basis.zero()
         memo: dict[object, object] = {}
 
         def loss(
-            seen: Case = seen, similarity: Objective = similarity, smoothness: Objective = smoothness, memo: Any = memo
+            seen: Case = seen,
+            similarity: Objective = similarity,
+            smoothness: Smoothness = smoothness,
+            basis: Basis = basis,
+            control: Tensor = control,
+            before: Tensor = before,
+            memo: Any = memo,
         ) -> tuple[Tensor, dict[str, float]]:
             a, b, c = (int(o) for o in torch.randint(stride, (3,), generator=generator))
             lattice = grid.strided(stride, (a, b, c))
             rows = (slice(a, None, stride), slice(b, None, stride), slice(c, None, stride))
-            free = sum_of(found, rows)
-            vectors = free * hold[rows]
+            vectors = (before[:, rows[0], rows[1], rows[2]] + basis(control, rows)) * hold[rows]
             if plan.field == "velocity":
                 vectors = fields.exponential(vectors, lattice, SQUARINGS)
-            fit, values = similarity(Alignment(seen, Displacement(vectors, lattice), stride, (a, b, c), memo=memo))
-            rough, more = smoothness(Alignment(seen, Displacement(free, lattice), stride, (a, b, c), memo=memo))
-            return fit + rough, values | more
+            total, values = similarity(Alignment(seen, Displacement(vectors, lattice), stride, (a, b, c), memo=memo))
+            for name, weight, roughness in smoothness:
+                value = roughness(control)
+                values[name] = float(value.detach())
+                total = total + weight * value
+            return total, values
 
-        descend(found[-1].control, level, loss, history, told)
-    if not found:
-        return Displacement(torch.zeros(3, *grid.shape, dtype=case.fixed.data.dtype), grid), history
-    everywhere = (slice(None),) * 3
-    vectors = sum_of(found, everywhere) * hold
+        descend(control, level, loss, history, told)
+        found.append((basis, control))
+        before += basis(control)
+    vectors = before.mul_(hold)
     return (Velocity(vectors, grid) if plan.field == "velocity" else without_folds(vectors, grid)), history
+
+
+def _smoothness(plan: SoftPlan, level: Level, basis: Basis, found: Sequence[tuple[Basis, Tensor]]) -> Smoothness:
+    """Name, weight and value of what is asked of the free field."""
+    weights = (("diffusion", plan.weights.diffusion, 1), ("bending", plan.weights.bending * level.bending_factor, 2))
+    return [(name, weight, Roughness.of(basis, order, found)) for name, weight, order in weights if weight > 0]
 
 
 def without_folds(vectors: Float[Tensor, "3 i j k"], grid: Grid) -> Displacement | Velocity:
@@ -116,33 +132,3 @@ def grid_box(region: DistanceMap, grid: Grid, reach_mm: float) -> tuple[slice, s
     if any(a >= b for a, b in zip(low, high, strict=True)):
         return None
     return slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2])
-
-
-@final
-@dataclass(eq=False)
-class _Spline:
-    """Vectors on a grid from cubic B-spline control points, one matrix per array axis."""
-
-    matrices: tuple[Tensor, ...]
-    control: Tensor
-
-    @classmethod
-    def zero(cls, grid: Grid, control_mm: float, like: Tensor) -> "_Spline":
-        matrices = tuple(
-            torch.as_tensor(cubic_matrix(n, max(1.0, control_mm / h)), dtype=like.dtype, device=like.device)
-            for n, h in zip(grid.shape, grid.spacing_mm, strict=True)
-        )
-        return cls(matrices, torch.zeros(3, *[m.shape[1] for m in matrices], dtype=like.dtype, device=like.device))
-
-    def at(self, rows: tuple[slice, slice, slice]) -> Float[Tensor, "3 i j k"]:
-        values = self.control
-        for axis, (matrix, part) in enumerate(zip(self.matrices, rows, strict=True), 1):
-            values = torch.tensordot(values, matrix[part], ([axis], [1])).movedim(-1, axis)
-        return values
-
-
-def sum_of(splines: Sequence[_Spline], rows: tuple[slice, slice, slice]) -> Float[Tensor, "3 i j k"]:
-    values = splines[0].at(rows)
-    for spline in splines[1:]:
-        values = values + spline.at(rows)
-    return values
