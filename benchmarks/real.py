@@ -18,13 +18,13 @@ from scipy.spatial.transform import Rotation
 
 from osteomorph.case import Case
 from osteomorph.errors import InputError
-from osteomorph.figures import overlay
 from osteomorph.foreground import foreground
 from osteomorph.geometry import sample
 from osteomorph.image import Image, Labels
 from osteomorph.io import read_image, read_labels
 from osteomorph.measure import measure
 from osteomorph.memory import peak_bytes
+from osteomorph.pictures import overlay
 from osteomorph.registration import Registration, register
 from osteomorph.resampling import resample
 from osteomorph.transforms import Displacement, Rigid

@@ -6,9 +6,10 @@ import torch
 from conftest import GRIDS, oblique_grid
 from matplotlib.image import imread
 
-from osteomorph.figures import VIEWS, overlay, slice_plane
 from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
+from osteomorph.pictures import overlay
+from osteomorph.slices import VIEWS, slice_plane
 
 TOWARDS = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
 

@@ -104,7 +104,7 @@ def _rows(pair: "SimulatedPair", result: "Registration", written: Path) -> list[
 
 
 def _draw(result: "Registration", pair: "SimulatedPair", path: Path) -> None:
-    from osteomorph.figures import overlay
+    from osteomorph.pictures import overlay
     from osteomorph.resampling import resample
 
     case, grid, start = result.case, result.case.fixed.grid, result.start.rigid

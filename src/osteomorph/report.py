@@ -10,8 +10,11 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from osteomorph.errors import InputError
+from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
 from osteomorph.resampling import resample
 from osteomorph.transforms import Rigid, Transform
@@ -44,10 +47,15 @@ class Material:
     moved_labels: Labels | None = None
     notes: tuple[str, ...] = ()
 
+    def warp_on(self, grid: Grid) -> Float[Tensor, "3 i j k"]:
+        """T without the rigid start, what deformed, as displacements in mm; computed once per grid."""
+        if grid not in self._warps:
+            self._warps[grid] = self.start.inverse().after(self.transform).displacement(grid)
+        return self._warps[grid]
+
     @cached_property
-    def warp(self) -> Transform:
-        """T without the rigid start: what deformed."""
-        return self.start.inverse().after(self.transform)
+    def _warps(self) -> dict[Grid, Tensor]:
+        return {}
 
 
 def material_of(

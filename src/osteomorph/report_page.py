@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from osteomorph.report_cohort import DASH, summary
 from osteomorph.report_pictures import data_uri, maps_picture, overlay_picture, thumbnail
-from osteomorph.report_volumes import FIXED, MOVED, MOVING, bones_packed, edges, images_packed, maps_packed, packed, text
+from osteomorph.report_volumes import (
+    FIXED,
+    MAP_MM,
+    MOVED,
+    MOVING,
+    bones_packed,
+    coarser,
+    edges,
+    images_packed,
+    maps_packed,
+    packed,
+    text,
+)
 
 if TYPE_CHECKING:
     from osteomorph.report import Material
@@ -253,7 +265,7 @@ def _footer(notices: str | None) -> str:
 # -- the viewer's data --------------------------------------------------------------------------------------------------------
 def viewer_data(material: "Material") -> dict[str, Any]:
     """Volumes, surfaces and where to begin, as the viewer reads them."""
-    from osteomorph.figures import middle_of_bones
+    from osteomorph.slices import middle_of_bones
 
     images = {"fixed": material.fixed, "before": material.before, "moved": material.moved}
     grid, volumes = images_packed(images)
@@ -269,7 +281,7 @@ def viewer_data(material: "Material") -> dict[str, Any]:
         "affine": grid.affine.tolist(),
         "shape": list(grid.shape),
         "images": volumes,
-        "maps": maps_packed(material.warp, grid),
+        "maps": maps_packed(material.warp_on(coarser(grid, MAP_MM)), grid),
         "edges": text(packed(edges(maps, grid), grid)) if held else None,
         "kinds": [labels is not None for _, labels in maps],
         "at_mm": middle_of_bones(material.fixed.grid, held).tolist(),

@@ -12,10 +12,11 @@ from scipy import ndimage
 from scipy.stats import gaussian_kde
 
 from osteomorph.compare import Measure, by_pair
-from osteomorph.figures import OUTLINE, draw_slice, grey, middle_of_bones, slice_plane
+from osteomorph.figures import OUTLINE, draw_slice
 from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
 from osteomorph.regularity import rigidity_parts
+from osteomorph.slices import grey, middle_of_bones, slice_plane
 
 BONES = ("#0072b2", "#e69f00", "#d62728", "#009e73", "#cc79a7", "#56b4e9")
 """Blue, orange, red as in Figure 3.1, from the lowest labelled bone upwards; then colours that stay apart for most eyes."""

@@ -13,18 +13,10 @@ from torch import Tensor
 
 from osteomorph import fields
 from osteomorph.case import Case
-from osteomorph.figures import (
-    STYLES,
-    Plane,
-    Slice,
-    draw_contours,
-    draw_slice,
-    grey,
-    middle_of_bones,
-    slice_plane,
-)
+from osteomorph.figures import draw_contours, draw_slice
 from osteomorph.image import Image, Labels
 from osteomorph.resampling import resample
+from osteomorph.slices import STYLES, Plane, Slice, grey, middle_of_bones, slice_plane
 from osteomorph.thesis_figures import canvas, saved
 from osteomorph.transforms import Transform
 

@@ -1,11 +1,12 @@
 """NIfTI through nibabel: headers exactly as they are, RAS+ mm."""
 
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
@@ -27,6 +28,9 @@ NiftiImage = Any
 _MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 _DEFLATE_LIMIT = 1032
 """Deflate shrinks data by no more than this."""
+
+ROUNDED_MM = 2.0**-16
+"""Written displacements are multiples of this, 15 nm: the bits below hold nothing, and take a seventh of the file."""
 
 QFORM_MM = 0.01
 """Where a corner by the qform is further than this from itself by the sform, only the sform is written."""
@@ -145,13 +149,50 @@ def write_voxels(path: PathLike, data: np.ndarray, grid: Grid) -> None:
 
 
 def _save(path: Path, image: NiftiImage) -> None:
-    """gzip at level 1, nibabel's own choice, with no time stamp: the same image gives the same bytes."""
+    """With gzip at its quickest and no time stamp: the same image gives the same bytes."""
     image.header.set_xyzt_units("mm", "unknown")
     image.set_sform(image.affine, code=1)
     image.set_qform(image.affine, code=1)
     if _disagreement_mm(image) > QFORM_MM:  # its three floats fix turns near 180 degrees to a milliradian only
         image.set_qform(None, code=0)
-    nib.save(image, path)
+    if suffix(path) != ".nii.gz":
+        nib.save(image, path)
+        return
+    with path.open("wb") as file, _Deflating(file, image.get_data_dtype().kind == "f") as stream:
+        image.to_stream(stream)
+
+
+class _Deflating(io.RawIOBase):
+    """gzip at level 1. Mantissas of floats repeat nothing: of them only runs of one byte are looked for, in a third of the time
+    and to the same size."""
+
+    def __init__(self, file: IO[bytes], floats: bool) -> None:
+        strategy = zlib.Z_RLE if floats else zlib.Z_DEFAULT_STRATEGY
+        self._file, self._at = file, 0
+        self._deflate = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Forward alone, over zeros."""
+        if whence != io.SEEK_SET or offset < self._at:
+            raise io.UnsupportedOperation("what is compressed cannot be written over")
+        self.write(bytes(offset - self._at))
+        return self._at
+
+    def write(self, data: Any) -> int:
+        self._file.write(self._deflate.compress(data))
+        self._at += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.write(self._deflate.flush())
+        super().close()
 
 
 def write_displacement(path: PathLike, transform: Transform, grid: Grid) -> None:
@@ -161,7 +202,8 @@ def write_displacement(path: PathLike, transform: Transform, grid: Grid) -> None
     """
     if suffix(path) not in (".nii", ".nii.gz"):
         raise InputError(f"{path}: a displacement is written as .nii or .nii.gz. Give a name that ends so.")
-    vectors = transform.displacement(grid).numpy().transpose(1, 2, 3, 0)[:, :, :, None]
+    rounded = transform.displacement(grid).div_(ROUNDED_MM).round_().mul_(ROUNDED_MM)
+    vectors = rounded.numpy().transpose(1, 2, 3, 0)[:, :, :, None]
     image = nib.Nifti1Image(vectors, grid.affine)
     image.header.set_intent("displacement vector")
     image.header["descrip"] = b"T(x)-x at fixed x, fixed to moving, mm along RAS axes"
