@@ -39,6 +39,9 @@ CERTIFIED = 6_000
 TOLERANCE_MM = 0.05
 """Of the bones' motion between bones, where it is interpolated; in bones and next to them it is computed."""
 
+GUESS_MM = 4.0
+"""Spacing at which a guess is read."""
+
 LEAST_POINTS = 60
 """Voxels of the guess below which a bone's rotation is not read from it."""
 
@@ -198,9 +201,16 @@ def relative_field(base: Polyrigid, start: Rigid, grid: Grid) -> Displacement:
 
 
 def soft_around(
-    prepared: Case, base: Polyrigid, field: Displacement, start: Rigid, plan: SoftPlan, seed: int, progress: Progress | None
+    prepared: Case,
+    base: Polyrigid,
+    field: Displacement,
+    start: Rigid,
+    dense: Transform,
+    plan: SoftPlan,
+    seed: int,
+    progress: Progress | None,
 ) -> tuple[Displacement | Velocity, list[dict[str, float]]]:
-    """psi, found with the moving image resampled through the bones' transform."""
+    """psi, found with the moving image resampled through the bones' transform. dense: the guess that knows no bones."""
     transform = start.after(field)
     known = Image(torch.ones_like(prepared.moving.data[:1]), prepared.moving.grid)
     through = Case(
@@ -211,7 +221,18 @@ def soft_around(
             known if prepared.moving_mask is None else prepared.moving_mask, transform, field.grid, outside=0.0
         ),
     )
-    return soft_field(through, [body.region for body in base.bodies], plan, seed, progress)
+    begin = besides_bones(dense, base, prepared) if plan.begin == "guess" else None
+    return soft_field(through, [body.region for body in base.bodies], plan, seed, progress, begin)
+
+
+def besides_bones(dense: Transform, base: Polyrigid, prepared: Case) -> Displacement:
+    """base^-1 after a dense guess, less x: what soft tissue does besides following its bones. 0 where the guess leaves the
+    moving image."""
+    grid = prepared.fixed.grid.resampled(np.maximum(GUESS_MM, prepared.fixed.grid.spacing_mm))
+    points = grid.points(torch.float64).flatten(1)
+    there = dense(points)
+    left = (base.inverse()(there) - points) * prepared.moving.grid.contains(there)
+    return Displacement(left.float().unflatten(1, grid.shape), grid)
 
 
 # -- fields for files ----------------------------------------------------------------------------------------------------

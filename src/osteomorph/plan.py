@@ -153,6 +153,8 @@ class SoftPlan(_Stage):
     """Distance from bone over which the field comes in."""
     lattice_mm: float = Field(default=4.0, gt=0)
     """Spacing of the voxels that are looked at; the lattice takes a new offset each iteration."""
+    begin: Literal["still", "guess"] = "still"
+    """Where the field begins: with the bones' motion alone, or with what the dense guess moves besides."""
     levels: tuple[Level, ...] = ()
     """Coarse to fine; ``samples`` has no say here."""
     weights: Weights = Weights()

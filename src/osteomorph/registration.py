@@ -47,6 +47,7 @@ from osteomorph.resampling import resample
 from osteomorph.similarity import mutual_information
 from osteomorph.threads import threads as limited
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
+from osteomorph.unlabelled import FoundIn, bones_found, with_found_bones
 
 INVERSE_BAR_MM = 0.05
 """Mean inverse-consistency error above which a result is flagged."""
@@ -74,14 +75,15 @@ def register(
     """moved(x) = moving(T(x)), x in fixed world mm.
 
     fixed, moving: images or their files; either may be the CT.
-    fixed_labels, moving_labels: label maps on the grid of their image; an id means the same bone in both.
+    fixed_labels, moving_labels: label maps on the grid of their image; an id means the same bone in both. Where neither is
+        given and the plan holds bones exact, the shipped network finds them in one of the images.
     fixed_mask, moving_mask: weights in [0, 1] for the similarity.
     bone_labels: ids of the labels that are bone, or id -> name; all that occur by default.
-    bones: which label map says where bone is.
+    bones: which label map says where bone is; "none" holds nothing rigid and looks for no bone.
     plan: a recipe's name, a TOML or JSON file, or a Plan; ``"default"``, or the weights' own, by default.
     weights: of a trained network, whose field is the warp; images are prepared as in its training.
-    refine: whether the images themselves decide on the warp; by default where there are no weights. With weights it begins
-        from the network's field.
+    refine: whether the transform is optimised on these images; by default where there are no weights. Without it, in a plan
+        of exact bones, the shipped network's features decide alone, in one shot; with weights their network's field does.
     initial: None for the automatic rigid start; "none" where the pair is aligned already; "centres" to begin from the
         centres of the fields of view; a rigid transform or its file.
     Raises InputError for input that cannot be registered, StartError where the rigid start failed.
@@ -93,16 +95,21 @@ def register(
     if seed is not None:
         chosen = chosen.model_copy(update={"seed": seed})
     if refine is False:
-        rest = chosen.refine.model_copy(update={"levels": ()})
-        chosen = chosen.model_copy(update={"refine": rest, "bones": "penalty"})
+        chosen = not_optimised(chosen)
     clock = _Clock(progress)
     with limited(threads):
         with clock("read"):
             case, hashes = read_case(fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, chosen)
             if learned is not None:
                 hashes["weights"] = learned.sha256
-            case, ids = with_bones(case, bone_labels, bones)
             given, where = _as_transform(initial), chosen_device(device)
+            unlabelled = case.fixed_labels is None and case.moving_labels is None
+        found_in = None
+        if unlabelled and chosen.bones == "exact" and bones == "auto" and bone_labels is None:
+            with clock("find bones"):
+                found_in = bones_found(case)
+                case = with_found_bones(case, found_in)
+        case, ids = with_bones(case, bone_labels, bones)
         with clock("prepare"):
             prepared = prepare(only_bones(case, ids), chosen.prepare)
         with clock("rigid start"):
@@ -118,7 +125,7 @@ def register(
                 exact, stored = found
                 carried = moved_case(prepared, start.rigid)
                 return Registration(
-                    case, start, stored, chosen, ids.rigid, carried, exact.history, clock.seconds, hashes, "cpu", exact
+                    case, start, stored, chosen, ids.rigid, carried, exact.history, clock.seconds, hashes, "cpu", exact, found_in
                 )
         guess = None
         if learned is not None:
@@ -137,7 +144,8 @@ def register(
                 warp, history = optimise(_to(carried, where), plan_here, ids.rigid, chosen.seed, progress, guess)
             if where.type != "cpu":
                 warp = replace(warp, vectors=warp.vectors.cpu())
-    return Registration(case, start, warp, chosen, ids.rigid, carried, history, clock.seconds, hashes, str(where))
+    seconds, device = clock.seconds, str(where)
+    return Registration(case, start, warp, chosen, ids.rigid, carried, history, seconds, hashes, device, None, found_in)
 
 
 @final
@@ -161,6 +169,8 @@ class Registration:
     device: str
     exact: ExactBones | None = field(default=None, repr=False)
     """The bones' poses and what the transform is made of, where each bone is exactly rigid; ``warp`` then samples it."""
+    found_in: FoundIn | None = field(default=None, repr=False)
+    """Where bones were found without labels; those that are sure are then the case's labels."""
 
     @cached_property
     def transform(self) -> Transform:
@@ -244,7 +254,7 @@ class Registration:
     @cached_property
     def warnings(self) -> tuple[str, ...]:
         """Reasons to look twice at this result."""
-        found = list(self.start.warnings)
+        found = [*self.start.warnings, *(() if self.found_in is None else self.found_in.warnings)]
         values = self.metrics
         if values["folding_percent"] > 0:
             found.append(f"The field folds in {values['folding_percent']:.3g} % of its voxels.")
