@@ -22,6 +22,7 @@ from osteomorph.geometry import Grid, sample
 from osteomorph.train_bones import Settings, Training
 
 SMALL = (4, 8, 8, 8)
+BOTH = torch.tensor([False, True])
 
 
 def stored(seed: int = 0, n: int = 72) -> StoredPair:
@@ -47,7 +48,7 @@ def stored(seed: int = 0, n: int = 72) -> StoredPair:
 @pytest.mark.parametrize("shape", [(16, 24, 8), (13, 9, 21)], ids=str)
 def test_answers_have_the_shape_of_the_question(shape) -> None:
     network = BoneNetwork(SMALL)
-    found = network(torch.rand(2, 1, *shape))
+    found = network(torch.rand(2, 1, *shape), BOTH)
     assert found.bone.shape == (2, 1, *shape)
     assert found.offset_mm.shape == (2, 3, *shape)
     assert found.features.shape == (2, FEATURES, *(-(-n // 2) for n in shape))
@@ -58,7 +59,7 @@ def test_a_place_is_answered_alike_in_a_larger_field_of_view() -> None:
     torch.manual_seed(0)
     network, image = BoneNetwork(SMALL).eval(), torch.rand(1, 1, 128, 32, 32)
     with torch.no_grad():
-        part, whole = network(image[:, :, :96]), network(image)
+        part, whole = network(image[:, :, :96], BOTH[:1]), network(image, BOTH[:1])
     # what differs is seen from 48 mm away at most: zeros beyond the border
     assert torch.allclose(part.bone[:, :, :40], whole.bone[:, :, :40], atol=1e-3)
 
@@ -66,7 +67,7 @@ def test_a_place_is_answered_alike_in_a_larger_field_of_view() -> None:
 def test_every_weight_has_a_gradient() -> None:
     network = BoneNetwork()
     patches = patches_of(stored(), np.random.default_rng(0), size=32)
-    losses(network(patches.images), patches).total.backward()
+    losses(network(patches.images, BOTH), patches).total.backward()
     without = [name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.abs().max() > 0]
     assert without == []
 

@@ -98,8 +98,8 @@ def test_blocks_answer_as_the_whole(monkeypatch) -> None:
     torch.manual_seed(0)
     network, images = BoneNetwork((4, 8, 8)).eval(), torch.rand(1, 1, 100, 60, 76)
     with torch.no_grad():
-        whole = network(images)
+        whole = network(images, torch.tensor([True]))
         monkeypatch.setattr(found_bones, "TILE_VOXELS", 300_000)
-        parts = found_bones._in_blocks(network, images)
+        parts = found_bones._in_blocks(network, images, torch.tensor([True]))
     for one, other in zip(whole, parts, strict=True):
         assert torch.allclose(one, other, atol=1e-3)

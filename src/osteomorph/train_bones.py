@@ -43,11 +43,11 @@ class Settings:
     in bfloat16. patch: voxels along each side of what a step sees.
     """
 
-    steps: int = 2500
-    pool: int = 500
+    steps: int = 3400
+    pool: int = 600
     seed: int = 0
-    learning_rate: float = 1.5e-3
-    warming: int = 100
+    learning_rate: float = 3e-3
+    warming: int = 20
     falling: float = 0.3
     decay: float = 0.01
     remembered: int = 200
@@ -91,7 +91,7 @@ class Training:
             group["lr"] = settings.rate(step)
         self.optimiser.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-            found = self.network.train()(patches.images)
+            found = self.network.train()(patches.images, MR_AND_CT)
         parts = losses(found, patches)
         if not torch.isfinite(parts.total):
             raise InputError(f"The loss became {float(parts.total)} in step {step}. Give a lower --learning-rate.")
@@ -139,7 +139,7 @@ def validate(network: BoneNetwork, pairs: Pairs, count: int, bf16: bool) -> dict
     for number in range(count):
         patches = patches_of(pairs[number], np.random.default_rng((number, 4)), augment=False)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            found = network(patches.images)
+            found = network(patches.images, MR_AND_CT)
         row = {name: float(value) for name, value in losses(found, patches)._asdict().items()}
         known, bone = patches.labels >= 0, patches.labels > 0
         predicted = (found.bone[:, 0] > 0) & known
@@ -181,6 +181,9 @@ def run(folder: Path, settings: Settings, data: Path | None, real: Sequence[str]
         _write(out, training, seen, real)
     return out
 
+
+MR_AND_CT = torch.tensor([False, True])
+"""Of the two images of a pair, which is a CT."""
 
 HELD_OUT = (("lumbar", 0), ("thorax", 2), ("knee", 3), ("pelvis", 4))
 """View and number of drawn patients, of the seed after the training's, that it is checked on."""
