@@ -19,7 +19,7 @@ APART_MM = 8.0
 
 TEMPERATURE = 0.07
 
-FEATURE_WEIGHT = 0.3
+FEATURE_WEIGHT = 0.2
 
 
 @final
@@ -34,7 +34,7 @@ class Losses(NamedTuple):
 
     @property
     def total(self) -> Float[Tensor, ""]:
-        return self.bone + self.overlap + self.offset + FEATURE_WEIGHT * self.features
+        return 2 * self.bone + self.overlap + 0.5 * self.offset + FEATURE_WEIGHT * self.features
 
 
 FOUND_MM = 4.0

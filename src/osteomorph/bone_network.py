@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, layer_norm, normalize, pad, relu
 
@@ -32,6 +32,12 @@ FEATURE_STRIDE = 2
 """Features have one vector every 4 mm."""
 
 OFFSET_UNIT_MM = 20.0
+LOGIT_UNIT = 4.0
+
+MIDDLE, CONTRAST = 0.35, 4.0
+"""Intensities are taken to (v - MIDDLE) * CONTRAST first."""
+
+MODALITIES = ("MR", "CT")
 
 HU_FROM = -80.0
 """An image with values below is taken for a CT: the signal of MR has no sign."""
@@ -43,9 +49,14 @@ MR_PERCENTILES = (1.0, 99.5)
 """Of what is brighter than the background, to 0 and 1."""
 
 
+def is_ct(data: Float[Tensor, "*s"]) -> bool:
+    """Whether intensities are Hounsfield units."""
+    return float(data.min()) < HU_FROM
+
+
 def unit_intensities(data: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """Intensities of a CT in HU or of an MR, in [0, 1]; in training and in use. An image without contrast is 0."""
-    if float(data.min()) < HU_FROM:
+    if is_ct(data):
         knots, values = (torch.tensor(row, dtype=data.dtype, device=data.device) for row in (HU_KNOTS, HU_VALUES))
         inside = data.clamp(HU_KNOTS[0], HU_KNOTS[-1])
         out = torch.zeros_like(inside)
@@ -117,13 +128,17 @@ class Residual(nn.Module):
 
 @final
 class BoneNetwork(nn.Module):
-    """Prepared intensities (b, 1, i, j, k) at 2 mm, RAS -> `Found`, for any shape."""
+    """Prepared intensities (b, 1, i, j, k) at 2 mm, RAS -> `Found`, for any shape.
+
+    ct: (b), whether each image is a CT. CT and MR have a first layer each, and at every coarser level a shift each.
+    """
 
     def __init__(self, widths: tuple[int, ...] = WIDTHS, features: int = FEATURES) -> None:
         super().__init__()
         self.widths, self.feature_channels = tuple(widths), features
         pairs = list(pairwise(widths))
-        self.first = Layer(1, widths[0])
+        self.first = nn.ModuleList(Layer(1, widths[0]) for _ in MODALITIES)
+        self.shift = nn.ParameterList(torch.zeros(len(MODALITIES), b) for _, b in pairs)
         self.shrink = nn.ModuleList(nn.Conv3d(a, b, 2, stride=2) for a, b in pairs)
         self.down = nn.ModuleList(Residual(b) for _, b in pairs)
         self.grow = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in pairs)
@@ -132,16 +147,19 @@ class BoneNetwork(nn.Module):
         self.offset_head = nn.Conv3d(widths[0], 3, 1)
         self.feature_head = nn.Conv3d(widths[1], features, 1)
 
-    def forward(self, images: Float[Tensor, "b 1 i j k"]) -> Found:
+    def forward(self, images: Float[Tensor, "b 1 i j k"], ct: Bool[Tensor, " b"]) -> Found:
         shape = images.shape[2:]
         step = 2 ** len(self.down)
         spare = [-n % step for n in shape]
         x = pad(images, [w for n in reversed(spare) for w in (0, n)]) if any(spare) else images
-        x = self.first(x.contiguous(memory_format=torch.channels_last_3d))
+        x = CONTRAST * (x - MIDDLE).contiguous(memory_format=torch.channels_last_3d)
+        kinds = ct.long()
+        x = torch.cat([self.first[int(kind)](image[None]) for image, kind in zip(x, kinds, strict=True)])
         kept: list[Tensor] = []
-        for shrink, block in zip(self.shrink, self.down, strict=True):
+        for shrink, shift, block in zip(self.shrink, self.shift, self.down, strict=True):
             kept.append(x)
-            x = block(shrink(x))
+            x = shrink(x)
+            x = block(x + shift[kinds].to(x.dtype)[:, :, None, None, None])
         features = x
         for level in reversed(range(len(self.up))):
             x = self.up[level](kept[level] + interpolate(self.grow[level](x), scale_factor=2, mode="trilinear"))
@@ -150,7 +168,7 @@ class BoneNetwork(nn.Module):
         inner = (slice(None), slice(None), *(slice(n) for n in shape))
         coarse = (slice(None), slice(None), *(slice(-(-n // FEATURE_STRIDE)) for n in shape))
         return Found(
-            self.bone_head(x)[inner].float(),
+            LOGIT_UNIT * self.bone_head(x)[inner].float(),
             OFFSET_UNIT_MM * self.offset_head(x)[inner].float(),
             normalize(features[coarse].float(), dim=1),
         )

@@ -6,12 +6,12 @@ from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 from torch import Tensor
 
 from osteomorph.bone_instances import InstanceSettings, instances
-from osteomorph.bone_network import FEATURE_STRIDE, SPACING_MM, BoneNetwork, Found, shipped_network, unit_intensities
+from osteomorph.bone_network import FEATURE_STRIDE, SPACING_MM, BoneNetwork, Found, is_ct, shipped_network, unit_intensities
 from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
 from osteomorph.network import has_bf16
@@ -101,18 +101,18 @@ def _answer(image: Image, network: BoneNetwork | None) -> tuple[_Lattice, Found]
     coarse = regrid(first, lattice.own).data.clamp(low, high)  # the kernel overshoots
     prepared = unit_intensities(lattice.there(coarse))[None]
     with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16(torch.device("cpu"))):
-        return lattice, _in_blocks(network, prepared)
+        return lattice, _in_blocks(network, prepared, torch.tensor([is_ct(coarse)]))
 
 
-def _in_blocks(network: BoneNetwork, images: Float[Tensor, "1 1 i j k"]) -> Found:
+def _in_blocks(network: BoneNetwork, images: Float[Tensor, "1 1 i j k"], ct: Bool[Tensor, "1"]) -> Found:
     shape = images.shape[2:]
     if images.numel() <= TILE_VOXELS:
-        return network(images)
+        return network(images, ct)
     coarse = [-(-n // FEATURE_STRIDE) for n in shape]
     bone, offset = torch.empty(1, 1, *shape), torch.empty(1, 3, *shape)
     features = torch.empty(1, network.feature_channels, *coarse)
     for outer, inner, start in _blocks(shape):
-        part = network(images[_of(outer)])
+        part = network(images[_of(outer)], ct)
         here = tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
         bone[_of(inner)], offset[_of(inner)] = part.bone[_of(here)], part.offset_mm[_of(here)]
         few = tuple(slice(-(-s // 2), -(-i.stop // 2)) for s, i in zip(start, inner, strict=True))
