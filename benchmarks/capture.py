@@ -3,12 +3,12 @@
     python benchmarks/capture.py [--pairs lumbar:6 knee:2 pelvis:1] [--errors 0 5 10 15 20] [--seed 900] [--soft harmonic]
                                  [--frame moving|fixed] [--keep FOLDER] [--out FILE.md]
 
-Pairs of `osteomorph simulate` whose bones move against each other (up to 12-22 mm for the bone that moves most, each joint up to
-2.5 times its usual range), contrasts in turn, exact labels of the moving image. The rigid start given is that of the lowest
-labelled bone, turned and shifted by so many degrees and mm in random directions about the bones' middle: row 0 is relative motion
-alone. Then, with the default recipe at 1.5 mm (pelvis, thorax: 2 mm), the wide search, first poses and poses, as `register` goes
-through them. Error: mean over a bone's voxels of the distance to where the truth takes them. Wrong: a pose that is off by 1 mm
-or more and is said to be determined.
+Pairs of `osteomorph simulate` whose bones move against each other (up to 12-22 mm for the bone that moves most, each joint up
+to 2.5 times its usual range), contrasts in turn, exact labels of the moving image. The rigid start given is that of the lowest
+labelled bone, turned and shifted by so many degrees and mm in random directions about the bones' middle: row 0 is relative
+motion alone. Then, with the default recipe at 1.5 mm (pelvis, thorax: 2 mm), the wide search, first poses and poses, as
+`register` goes through them. Error: mean over a bone's voxels of the distance to where the truth takes them. Wrong: a pose that
+is off by 1 mm or more and is said to be determined.
 """
 
 import argparse
@@ -89,10 +89,7 @@ def made(view: str, number: int, options: argparse.Namespace) -> Pair:
             torch.save({"case": case, "poses": poses}, kept)
     labels = case.fixed_labels
     points = {k: labels.grid.world((labels.data[0] == k).nonzero().T.double())[:, ::7] for k in labels.ids()}
-    if options.frame == "moving":
-        case = replace(case, fixed_labels=None)
-    else:
-        case = replace(case, moving_labels=None)
+    case = replace(case, fixed_labels=None) if options.frame == "moving" else replace(case, moving_labels=None)
     return Pair(f"{view} {number}", spacing, case, points, {k: Rigid(poses[k]) for k in points})
 
 
