@@ -125,7 +125,18 @@ def register(
                 exact, stored = found
                 carried = moved_case(prepared, start.rigid)
                 return Registration(
-                    case, start, stored, chosen, ids.rigid, carried, exact.history, clock.seconds, hashes, "cpu", exact, found_in
+                    case,
+                    start,
+                    stored,
+                    chosen,
+                    ids.rigid,
+                    carried,
+                    exact.history,
+                    clock.seconds,
+                    hashes,
+                    "cpu",
+                    exact,
+                    found_in,
                 )
         guess = None
         if learned is not None:

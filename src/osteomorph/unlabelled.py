@@ -38,9 +38,13 @@ class FoundIn:
         unsure = len(self.bones.confidence) - len(self.confidence)
         if not self.confidence:
             seen = f" ({unsure} possible ones below a confidence of {LEAST_CONFIDENCE})" if unsure else ""
-            return (f"No bone was found with confidence{seen}, so nothing is held rigid. Give --moving-labels or --fixed-labels.",)
+            return (
+                f"No bone was found with confidence{seen}, so nothing is held rigid. Give --moving-labels or --fixed-labels.",
+            )
         if unsure:
-            return (f"{unsure} possible bones in the {self.side} image are not held rigid: confidence below {LEAST_CONFIDENCE}.",)
+            return (
+                f"{unsure} possible bones in the {self.side} image are not held rigid: confidence below {LEAST_CONFIDENCE}.",
+            )
         return ()
 
 
