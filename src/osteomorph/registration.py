@@ -1,8 +1,6 @@
 """The path from two images to a transform, and the folder that records it."""
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +12,7 @@ from osteomorph import fields
 from osteomorph.bones import Bone, bones_under
 from osteomorph.carried import on_fixed_grid
 from osteomorph.case import Case
+from osteomorph.clock import Clock
 from osteomorph.descent import Progress
 from osteomorph.errors import InputError
 from osteomorph.exact_bones import (
@@ -30,6 +29,7 @@ from osteomorph.exact_bones import (
     stored_grid,
     stored_inverse,
     warnings_of,
+    wide_guess,
 )
 from osteomorph.foreground import foreground
 from osteomorph.geometry import overlap_mm3
@@ -41,7 +41,7 @@ from osteomorph.measure import dice, hausdorff
 from osteomorph.objective import Alignment
 from osteomorph.plan import Plan, RefinePlan
 from osteomorph.prepare import moved_case, prepare, resampled_case
-from osteomorph.recipes import recipe, recipe_names
+from osteomorph.recipes import not_optimised, recipe, recipe_names
 from osteomorph.refine import refine as optimise
 from osteomorph.resampling import resample
 from osteomorph.similarity import mutual_information
@@ -96,7 +96,7 @@ def register(
         chosen = chosen.model_copy(update={"seed": seed})
     if refine is False:
         chosen = not_optimised(chosen)
-    clock = _Clock(progress)
+    clock = Clock(progress)
     with limited(threads):
         with clock("read"):
             case, hashes = read_case(fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, chosen)
@@ -124,24 +124,17 @@ def register(
             if found is not None:
                 exact, stored = found
                 carried = moved_case(prepared, start.rigid)
-                return Registration(
-                    case,
-                    start,
-                    stored,
-                    chosen,
-                    ids.rigid,
-                    carried,
-                    exact.history,
-                    clock.seconds,
-                    hashes,
-                    "cpu",
-                    exact,
-                    found_in,
-                )
+                made = (case, start, stored, chosen, ids.rigid, carried, exact.history, clock.seconds, hashes, "cpu")
+                return Registration(*made, exact, found_in)
         guess = None
         if learned is not None:
             with clock("network"):
                 guess = learned.field_of(_to(on_fixed_grid(prepared, start.rigid, chosen), where))
+        elif chosen.bones == "exact" and not chosen.refine.levels and chosen.discrete.levels:
+            with clock("guess"):
+                onto = stored_grid(prepared.fixed.grid, chosen.refine.field_spacing_mm)
+                wide = wide_guess(case, prepared, start.rigid, chosen.discrete, clock.told("guess"))
+                guess = Displacement(wide.displacement(onto), onto)
         with clock("refine"):
             carried = resampled_case(prepared, start.rigid)
             if carried.fixed_mask is None and chosen.refine.foreground:
@@ -312,12 +305,12 @@ def as_plan(plan: str | Path | Plan) -> Plan:
 
 
 def _exact(
-    case: Case, prepared: Case, start: Rigid, plan: Plan, ids: tuple[int, ...], bones: Bones, clock: "_Clock"
+    case: Case, prepared: Case, start: Rigid, plan: Plan, ids: tuple[int, ...], bones: Bones, clock: Clock
 ) -> tuple[ExactBones, Displacement] | None:
     """Exact bones, and the whole transform before the rigid start, sampled for files; None where no bone is in view."""
     sides = sides_of(ids, bones, prepared)
     with clock("guess"):
-        dense = dense_guess(prepared, start, plan, plan.seed, clock.told("guess"))
+        dense = dense_guess(case, prepared, start, plan, plan.seed, clock.told("guess"))
     with clock("poses"):
         first = first_poses(dense, start, prepared, sides, plan.guess_mm)
         if not first:
@@ -329,7 +322,7 @@ def _exact(
     with clock("soft"):
         if prepared.fixed_mask is None:
             prepared = replace(prepared, fixed_mask=foreground(prepared.fixed))
-        psi, history = soft_around(prepared, base, field, start, plan.soft, plan.seed, clock.told("soft"))
+        psi, history = soft_around(prepared, base, field, start, dense, plan.soft, plan.seed, clock.told("soft"))
     exact = ExactBones(found, base, psi, history)
     with clock("store"):
         onto = stored_grid(case.fixed.grid, plan.prepare.spacing_mm)
@@ -391,27 +384,3 @@ def chosen_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("This machine has no CUDA device that torch can use. Use --device cpu.")
     return torch.device(name)
-
-
-class _Clock:
-    """Seconds per stage; tells the progress listener when a stage begins and ends."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self.progress = progress
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        stepped = stage in ("refine", "guess", "soft")  # these tell every step
-        if self.progress is not None and not stepped:
-            self.progress(stage, 0, 1)
-        yield
-        self.seconds[stage] = time.perf_counter() - began
-        if self.progress is not None and not stepped:
-            self.progress(stage, 1, 1)
-
-    def told(self, stage: str) -> Progress | None:
-        """The listener, told under the name of a stage."""
-        tell = self.progress
-        return None if tell is None else lambda _, done, total: tell(stage, done, total)
