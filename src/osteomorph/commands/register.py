@@ -41,7 +41,12 @@ def register(
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option("--weights", help="weights.safetensors of train: its network finds the field.", show_default=False),
+        typer.Option(
+            "--weights",
+            metavar="NAME|FILE",
+            help="A network of train finds the field: a file, or thesis-ws-rp.",
+            show_default=False,
+        ),
     ] = None,
     refine: Annotated[
         bool | None,
