@@ -30,7 +30,7 @@ FIGURES = (
     "det_sd_found",
     "missed_bones",
 )
-"""What `figures` returns, in this order; `inverse_mm` where the method gives an inverse, the last two where it found bones."""
+"""What `figures` returns, in this order; `inverse_mm` where there is an inverse, the last two with found bones."""
 
 MISSED = 1 / 3
 """A labelled bone of which less lies in every single found one is missed, or split."""

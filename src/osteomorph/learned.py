@@ -24,7 +24,8 @@ class Learned:
 
     @classmethod
     def read(cls, path: Path, wanted: Plan | None = None) -> "Learned":
-        """From weights.safetensors, or by the name of what comes with the package. The plan is the weights' own, or the wanted one with images prepared as in training.
+        """From weights.safetensors, or by the name of what comes with the package. The plan is the weights' own, or the
+        wanted one with images prepared as in training.
 
         Raises InputError: no such weights, or a plan that cannot begin from a field.
         """
