@@ -89,8 +89,8 @@ def count(name: str, truth: Labels, found: FoundBones, seconds: float, complete:
     inside = 1 - shared[0, 1:] / np.maximum(said_sizes[1:], 1)
     both = int(((true > 0) & (said > 0)).sum())
     return Count(
-        name, len(wanted), float(np.mean(dice)), float(np.min(dice)), 2 * both / max(int((true > 0).sum() + (said > 0).sum()), 1),
-        int((covers.sum(0) > 1).sum()), split, missed, int((inside < 0.2).sum()) if complete else 0, seconds,
+        name, len(wanted), float(np.mean(dice)), float(np.min(dice)),
+        2 * both / max(int((true > 0).sum() + (said > 0).sum()), 1), int((covers.sum(0) > 1).sum()), split, missed, int((inside < 0.2).sum()) if complete else 0, seconds,
     )  # fmt: skip
 
 
@@ -101,7 +101,8 @@ def timed(image: Image, network: BoneNetwork) -> tuple[FoundBones, float]:
 
 
 def table(rows: Sequence[Count]) -> str:
-    head = "| image | bones | Dice | least | bone Dice | merged | split | missed | extra | CPU s |\n|---|---|---|---|---|---|---|---|---|---|"
+    names = ("image", "bones", "Dice", "least", "bone Dice", "merged", "split", "missed", "extra", "CPU s")
+    head = f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
     lines = [
         f"| {r.name} | {r.bones} | {r.dice:.3f} | {r.least_dice:.3f} | {r.bone_dice:.3f} | {r.merged} | {r.split} | {r.missed} "
         f"| {r.extra} | {r.seconds:.1f} |"
@@ -117,11 +118,11 @@ def drawn_pairs(number: int) -> Iterator[tuple[str, str, Patient, Sample]]:
         view = VIEWS[n % len(VIEWS)]
         patient = drawn_patient(view, SEED, n)
         size = next(iter(patient.atlas.views.values())).size_mm
-        shape = tuple(int(s / 1.5) for s in size)
+        i, j, k = (int(s / 1.5) for s in size)
         contrast = CONTRASTS[n % len(CONTRASTS)]
         pairs = SimulatedPairs(
-            [patient.atlas], (shape[0], shape[1], shape[2]), 1.5, offset_deg=0, offset_mm=0, contrasts=[contrast], scaled=False, seed=SEED
-        )  # fmt: skip
+            [patient.atlas], (i, j, k), 1.5, offset_deg=0, offset_mm=0, contrasts=[contrast], scaled=False, seed=SEED
+        )
         yield f"{view} {n}", contrast, patient, pairs.pair(n)
 
 
@@ -163,7 +164,7 @@ MR = (
 
 
 class Bodies(NamedTuple):
-    """Vertebral bodies labelled, the share of their voxels found, and of how many one found bone covers most, and no other body."""
+    """Vertebral bodies, the share of their voxels found, and how many have a found bone of their own that covers most of them."""
 
     name: str
     bodies: int
@@ -188,6 +189,15 @@ def bodies(name: str, truth: Labels, found: FoundBones, seconds: float) -> Bodie
     alone = sum(bool((covers[row] & ~shared).any()) and shares[row, 1:].max() > 0.5 for row in range(len(ids)))
     split = int(((shares[:, 1:] > 0.15).sum(1) > 1).sum())
     return Bodies(name, len(ids), float(recall.mean()), float(recall.min()), alone, int(shared.sum()), split, seconds)
+
+
+def bodies_table(rows: Sequence[Bodies]) -> str:
+    head = "| image | bodies | recall | least | alone | shared | split | CPU s |\n|---|---|---|---|---|---|---|---|"
+    lines = [
+        f"| {b.name} | {b.bodies} | {b.recall:.3f} | {b.least_recall:.3f} | {b.alone} | {b.shared} | {b.split} | {b.seconds:.1f} |"
+        for b in rows
+    ]
+    return "\n".join([head, *lines])
 
 
 def bone_labels(file: Path, grid: Grid) -> Labels:
@@ -328,17 +338,7 @@ def main() -> None:
             if given.pictures is not None:
                 given.pictures.mkdir(parents=True, exist_ok=True)
             rows, some = real(network, given.data, given.pictures)
-            print(
-                "\n"
-                + table(rows)
-                + "\n\n| image | bodies | recall | least | alone | shared | split | CPU s |\n|---|---|---|---|---|---|---|---|"
-            )
-            print(
-                "\n".join(
-                    f"| {b.name} | {b.bodies} | {b.recall:.3f} | {b.least_recall:.3f} | {b.alone} | {b.shared} | {b.split} | {b.seconds:.1f} |"
-                    for b in some
-                )
-            )
+            print(f"\n{table(rows)}\n\n{bodies_table(some)}")
             result = {"ct": [asdict(r) for r in rows], "mr": [b._asdict() for b in some]}
         else:
             result = features(network, min(given.patients, 6))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, layer_norm, normalize, pad, relu
 
 from osteomorph.errors import InputError
+from osteomorph.similarity import PAIRS, mind_ssc
 
 SPACING_MM = 2.0
 """Of the lattice the network works on; its axes run to the right, anterior and superior."""
@@ -36,6 +37,9 @@ LOGIT_UNIT = 4.0
 
 MIDDLE, CONTRAST = 0.35, 4.0
 """Intensities are taken to (v - MIDDLE) * CONTRAST first."""
+
+EDGE = 0.2
+"""Difference of two intensities, two voxels apart, that counts as an edge."""
 
 MODALITIES = ("MR", "CT")
 
@@ -127,6 +131,32 @@ class Residual(nn.Module):
 
 
 @final
+class FeatureNetwork(nn.Module):
+    """Prepared intensities at 2 mm -> features at 4 mm, whatever the modality: it sees MIND-SSC, not intensities."""
+
+    def __init__(self, features: int, widths: tuple[int, int] = (32, 48)) -> None:
+        super().__init__()
+        fine, coarse = widths
+        self.shrink = nn.Conv3d(len(PAIRS), fine, 2, stride=2)
+        self.norm = ChannelNorm(fine)
+        self.before = Residual(fine)
+        self.down, self.middle, self.up = nn.Conv3d(fine, coarse, 2, stride=2), Residual(coarse), nn.Conv3d(coarse, fine, 1)
+        self.after = Residual(fine)
+        self.head = nn.Conv3d(fine, features, 1)
+
+    def forward(self, images: Float[Tensor, "b 1 i j k"]) -> Float[Tensor, "b f p q r"]:
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            spare = [-n % 4 for n in images.shape[2:]]
+            images = pad(images.float(), [w for n in reversed(spare) for w in (0, n)], mode="replicate")
+            described = torch.stack([mind_ssc(image) for image in images])
+        x = relu(self.norm(self.shrink(2 * described.contiguous(memory_format=torch.channels_last_3d) - 1)))
+        x = self.before(x)
+        wide = self.middle(self.down(x))
+        x = self.after(x + interpolate(self.up(wide), scale_factor=2, mode="trilinear"))
+        return normalize(self.head(x).float(), dim=1)
+
+
+@final
 class BoneNetwork(nn.Module):
     """Prepared intensities (b, 1, i, j, k) at 2 mm, RAS -> `Found`, for any shape.
 
@@ -137,7 +167,9 @@ class BoneNetwork(nn.Module):
         super().__init__()
         self.widths, self.feature_channels = tuple(widths), features
         pairs = list(pairwise(widths))
-        self.first = nn.ModuleList(Layer(1, widths[0]) for _ in MODALITIES)
+        self.first = nn.ModuleList(Layer(2, widths[0]) for _ in MODALITIES)
+        for other in self.first[1:]:  # alike at first, so that edges look alike in both
+            other.load_state_dict(self.first[0].state_dict())
         self.shift = nn.ParameterList(torch.zeros(len(MODALITIES), b) for _, b in pairs)
         self.shrink = nn.ModuleList(nn.Conv3d(a, b, 2, stride=2) for a, b in pairs)
         self.down = nn.ModuleList(Residual(b) for _, b in pairs)
@@ -145,14 +177,14 @@ class BoneNetwork(nn.Module):
         self.up = nn.ModuleList([Layer(widths[0], widths[0]), *(Residual(a) for a in widths[1:-1])])
         self.bone_head = nn.Conv3d(widths[0], 1, 1)
         self.offset_head = nn.Conv3d(widths[0], 3, 1)
-        self.feature_head = nn.Conv3d(widths[1], features, 1)
+        self.matching = FeatureNetwork(features)
 
     def forward(self, images: Float[Tensor, "b 1 i j k"], ct: Bool[Tensor, " b"]) -> Found:
         shape = images.shape[2:]
         step = 2 ** len(self.down)
         spare = [-n % step for n in shape]
         x = pad(images, [w for n in reversed(spare) for w in (0, n)]) if any(spare) else images
-        x = CONTRAST * (x - MIDDLE).contiguous(memory_format=torch.channels_last_3d)
+        x = torch.cat([CONTRAST * (x - MIDDLE), edges(x)], 1).contiguous(memory_format=torch.channels_last_3d)
         kinds = ct.long()
         x = torch.cat([self.first[int(kind)](image[None]) for image, kind in zip(x, kinds, strict=True)])
         kept: list[Tensor] = []
@@ -160,18 +192,27 @@ class BoneNetwork(nn.Module):
             kept.append(x)
             x = shrink(x)
             x = block(x + shift[kinds].to(x.dtype)[:, :, None, None, None])
-        features = x
         for level in reversed(range(len(self.up))):
             x = self.up[level](kept[level] + interpolate(self.grow[level](x), scale_factor=2, mode="trilinear"))
-            if level == 1:
-                features = self.feature_head(x)
         inner = (slice(None), slice(None), *(slice(n) for n in shape))
         coarse = (slice(None), slice(None), *(slice(-(-n // FEATURE_STRIDE)) for n in shape))
         return Found(
             LOGIT_UNIT * self.bone_head(x)[inner].float(),
             OFFSET_UNIT_MM * self.offset_head(x)[inner].float(),
-            normalize(features[coarse].float(), dim=1),
+            self.matching(images)[coarse],
         )
+
+
+def edges(images: Float[Tensor, "b 1 i j k"]) -> Float[Tensor, "b 1 i j k"]:
+    """Gradient magnitude between the neighbours of each voxel, in [0, 1): what CT and MR have in common from the start."""
+    squares = torch.zeros_like(images)
+    grown = pad(images, (1,) * 6, mode="replicate")
+    for axis in (2, 3, 4):
+        inner = [slice(None), slice(None), *(slice(1, -1),) * 3]
+        lower, upper = list(inner), list(inner)
+        lower[axis], upper[axis] = slice(None, -2), slice(2, None)
+        squares += (grown[tuple(upper)] - grown[tuple(lower)]).square()
+    return torch.tanh((squares + 1e-8).sqrt() / EDGE)
 
 
 # -- on disk --------------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class Settings:
     in bfloat16. patch: voxels along each side of what a step sees.
     """
 
-    steps: int = 3400
+    steps: int = 4000
     pool: int = 600
     seed: int = 0
     learning_rate: float = 3e-3
