@@ -5,10 +5,10 @@ from typing import Literal, final
 
 import numpy as np
 
-from osteomorph.bone_network import HU_FROM, BoneNetwork
+from osteomorph.bone_network import BoneNetwork, is_ct
 from osteomorph.case import Case
 from osteomorph.found_bones import FoundBones, find_bones
-from osteomorph.image import Image, Labels
+from osteomorph.image import Labels
 
 LEAST_CONFIDENCE = 0.5
 """Of a bone that is held rigid; what is found with less stays soft, and is named."""
@@ -48,11 +48,6 @@ class FoundIn:
         return ()
 
 
-def is_ct(image: Image) -> bool:
-    """Whether intensities reach below what a magnitude image can hold."""
-    return float(image.data.min()) < HU_FROM
-
-
 def bones_found(case: Case, network: BoneNetwork | None = None) -> FoundIn:
     """In the CT where exactly one image is one and bones are found in it; else in the image whose sure bones are larger.
 
@@ -60,7 +55,7 @@ def bones_found(case: Case, network: BoneNetwork | None = None) -> FoundIn:
     """
     sides: list[Literal["fixed", "moving"]] = ["moving", "fixed"]
     images = {"fixed": case.fixed, "moving": case.moving}
-    ct = [side for side in sides if is_ct(images[side])]
+    ct = [side for side in sides if is_ct(images[side].data)]
     if len(ct) == 1:
         first = FoundIn(ct[0], find_bones(images[ct[0]], network))
         if first.confidence:
