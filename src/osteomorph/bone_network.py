@@ -1,7 +1,7 @@
 """The shipped network: from one image of either modality to bone, to each bone's middle, and to features to match by.
 
-Residual U-net (Ronneberger et al. 2015; He et al. 2016) at 2 mm. Layers are normalised over the channels of each voxel (Ba et
-al. 2016), so that what is found at a place does not depend on how much air or anatomy the rest of the field of view holds.
+Residual U-net (Ronneberger et al. 2015; He et al. 2016) at 2 mm. No layer is normalised over space, so that what is found at a
+place does not depend on how much air or anatomy the rest of the field of view holds.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from functools import lru_cache
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ LOGIT_UNIT = 4.0
 
 MIDDLE, CONTRAST = 0.35, 4.0
 """Intensities are taken to (v - MIDDLE) * CONTRAST first."""
+
+SMALL = 0.3
+"""First weights of the second convolution of a residual block that is not normalised, relative."""
 
 EDGE = 0.2
 """Difference of two intensities, two voxels apart, that counts as an edge."""
@@ -106,28 +109,27 @@ class ChannelNorm(nn.Module):
 
 
 @final
-class Layer(nn.Module):
-    """Convolution of 3 x 3 x 3, normalisation, ReLU."""
-
-    def __init__(self, before: int, after: int) -> None:
-        super().__init__()
-        self.convolution, self.norm = nn.Conv3d(before, after, 3, padding=1), ChannelNorm(after)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return relu(self.norm(self.convolution(x)))
-
-
-@final
 class Residual(nn.Module):
-    """Two layers around which their input is added."""
+    """Two convolutions of 3 x 3 x 3 with ReLU around which their input is added. normalised: by `ChannelNorm`."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, normalised: bool) -> None:
         super().__init__()
-        self.first = Layer(channels, channels)
-        self.second, self.norm = nn.Conv3d(channels, channels, 3, padding=1), ChannelNorm(channels)
+        self.first, self.second = (nn.Conv3d(channels, channels, 3, padding=1) for _ in range(2))
+        self.norms = nn.ModuleList(ChannelNorm(channels) if normalised else nn.Identity() for _ in range(2))
+        for convolution, share in ((self.first, 1.0), (self.second, 1.0 if normalised else SMALL)):
+            _started(convolution, share)
 
     def forward(self, x: Tensor) -> Tensor:
-        return relu(x + self.norm(self.second(self.first(x))))
+        return relu(x + self.norms[1](self.second(relu(self.norms[0](self.first(x))))))
+
+
+def _started(convolution: nn.Conv3d, share: float = 1.0, gain: Literal["relu", "linear"] = "relu") -> nn.Conv3d:
+    """First weights that keep the variance (He et al. 2015), times ``share``."""
+    nn.init.kaiming_normal_(convolution.weight, nonlinearity=gain)
+    with torch.no_grad():
+        convolution.weight *= share
+    nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    return convolution
 
 
 @final
@@ -139,9 +141,13 @@ class FeatureNetwork(nn.Module):
         fine, coarse = widths
         self.shrink = nn.Conv3d(len(PAIRS), fine, 2, stride=2)
         self.norm = ChannelNorm(fine)
-        self.before = Residual(fine)
-        self.down, self.middle, self.up = nn.Conv3d(fine, coarse, 2, stride=2), Residual(coarse), nn.Conv3d(coarse, fine, 1)
-        self.after = Residual(fine)
+        self.before = Residual(fine, True)
+        self.down, self.middle, self.up = (
+            nn.Conv3d(fine, coarse, 2, stride=2),
+            Residual(coarse, True),
+            nn.Conv3d(coarse, fine, 1),
+        )
+        self.after = Residual(fine, True)
         self.head = nn.Conv3d(fine, features, 1)
 
     def forward(self, images: Float[Tensor, "b 1 i j k"]) -> Float[Tensor, "b f p q r"]:
@@ -167,14 +173,15 @@ class BoneNetwork(nn.Module):
         super().__init__()
         self.widths, self.feature_channels = tuple(widths), features
         pairs = list(pairwise(widths))
-        self.first = nn.ModuleList(Layer(2, widths[0]) for _ in MODALITIES)
-        for other in self.first[1:]:  # alike at first, so that edges look alike in both
-            other.load_state_dict(self.first[0].state_dict())
+        self.first = nn.ModuleList(nn.Conv3d(2, widths[0], 3, padding=1) for _ in MODALITIES)
+        for first in self.first:  # kinks of the ReLU spread over the intensities
+            nn.init.uniform_(_started(first).bias, -1.0, 1.0)  # type: ignore[arg-type]
         self.shift = nn.ParameterList(torch.zeros(len(MODALITIES), b) for _, b in pairs)
-        self.shrink = nn.ModuleList(nn.Conv3d(a, b, 2, stride=2) for a, b in pairs)
-        self.down = nn.ModuleList(Residual(b) for _, b in pairs)
-        self.grow = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in pairs)
-        self.up = nn.ModuleList([Layer(widths[0], widths[0]), *(Residual(a) for a in widths[1:-1])])
+        self.shrink = nn.ModuleList(_started(nn.Conv3d(a, b, 2, stride=2), gain="linear") for a, b in pairs)
+        self.down = nn.ModuleList(Residual(b, False) for _, b in pairs)
+        self.grow = nn.ModuleList(_started(nn.Conv3d(b, a, 1), gain="linear") for a, b in pairs)
+        self.last = _started(nn.Conv3d(widths[0], widths[0], 3, padding=1))
+        self.up = nn.ModuleList(Residual(a, False) for a in widths[1:-1])
         self.bone_head = nn.Conv3d(widths[0], 1, 1)
         self.offset_head = nn.Conv3d(widths[0], 3, 1)
         self.matching = FeatureNetwork(features)
@@ -186,14 +193,15 @@ class BoneNetwork(nn.Module):
         x = pad(images, [w for n in reversed(spare) for w in (0, n)]) if any(spare) else images
         x = torch.cat([CONTRAST * (x - MIDDLE), edges(x)], 1).contiguous(memory_format=torch.channels_last_3d)
         kinds = ct.long()
-        x = torch.cat([self.first[int(kind)](image[None]) for image, kind in zip(x, kinds, strict=True)])
+        x = relu(torch.cat([self.first[int(kind)](image[None]) for image, kind in zip(x, kinds, strict=True)]))
         kept: list[Tensor] = []
         for shrink, shift, block in zip(self.shrink, self.shift, self.down, strict=True):
             kept.append(x)
             x = shrink(x)
             x = block(x + shift[kinds].to(x.dtype)[:, :, None, None, None])
-        for level in reversed(range(len(self.up))):
-            x = self.up[level](kept[level] + interpolate(self.grow[level](x), scale_factor=2, mode="trilinear"))
+        for level in reversed(range(len(kept))):
+            x = kept[level] + interpolate(self.grow[level](x), scale_factor=2, mode="trilinear")
+            x = self.up[level - 1](x) if level else relu(self.last(x))
         inner = (slice(None), slice(None), *(slice(n) for n in shape))
         coarse = (slice(None), slice(None), *(slice(-(-n // FEATURE_STRIDE)) for n in shape))
         return Found(

@@ -43,10 +43,10 @@ class Settings:
     in bfloat16. patch: voxels along each side of what a step sees.
     """
 
-    steps: int = 4000
+    steps: int = 2800
     pool: int = 600
     seed: int = 0
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     warming: int = 20
     falling: float = 0.3
     decay: float = 0.01
