@@ -37,14 +37,10 @@ class FoundIn:
         """One sentence each."""
         unsure = len(self.bones.confidence) - len(self.confidence)
         if not self.confidence:
-            seen = f" ({unsure} possible ones below a confidence of {LEAST_CONFIDENCE})" if unsure else ""
-            return (
-                f"No bone was found with confidence{seen}, so nothing is held rigid. Give --moving-labels or --fixed-labels.",
-            )
+            said = f" ({unsure} below a confidence of {LEAST_CONFIDENCE})" if unsure else ""
+            return (f"No bone was found{said}: nothing is held rigid. Give --moving-labels or --fixed-labels.",)
         if unsure:
-            return (
-                f"{unsure} possible bones in the {self.side} image are not held rigid: confidence below {LEAST_CONFIDENCE}.",
-            )
+            return (f"{unsure} possible bones of the {self.side} image stay soft: confidence below {LEAST_CONFIDENCE}.",)
         return ()
 
 
