@@ -41,6 +41,8 @@ METHODS = {
         Method("elastix-mi", "elastix", "mi", "none", "peer"),
         Method("elastix-mi-bending", "elastix", "bending", "none", "peer"),
         Method("elastix-mi-rigidity", "elastix", "rigidity", "moving", "peer"),
+        Method("elastix-rigidity-light", "elastix", "light", "moving", "peer"),
+        Method("elastix-rigidity-heavy", "elastix", "heavy", "moving", "peer"),
         Method("ants-syn", "ants", "syn", "none", "peer"),
         Method("greedy-nmi", "greedy", "nmi", "none", "peer"),
         Method("convexadam", "convexadam", "mind", "none", "peer"),
