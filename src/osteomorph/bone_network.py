@@ -187,6 +187,16 @@ class BoneNetwork(nn.Module):
         self.matching = FeatureNetwork(features)
 
     def forward(self, images: Float[Tensor, "b 1 i j k"], ct: Bool[Tensor, " b"]) -> Found:
+        answer = self.bones(images, ct)
+        return Found(answer[:, :1], answer[:, 1:], self.features(images))
+
+    def features(self, images: Float[Tensor, "b 1 i j k"]) -> Float[Tensor, "b f p q r"]:
+        """Of `Found`."""
+        few = (slice(None), slice(None), *(slice(-(-n // FEATURE_STRIDE)) for n in images.shape[2:]))
+        return self.matching(images)[few]
+
+    def bones(self, images: Float[Tensor, "b 1 i j k"], ct: Bool[Tensor, " b"]) -> Float[Tensor, "b 4 i j k"]:
+        """Logit and offset of `Found`."""
         shape = images.shape[2:]
         step = 2 ** len(self.down)
         spare = [-n % step for n in shape]
@@ -199,16 +209,12 @@ class BoneNetwork(nn.Module):
             kept.append(x)
             x = shrink(x)
             x = block(x + shift[kinds].to(x.dtype)[:, :, None, None, None])
-        for level in reversed(range(len(kept))):
-            x = kept[level] + interpolate(self.grow[level](x), scale_factor=2, mode="trilinear")
+        for level in reversed(range(len(self.down))):
+            x = kept.pop() + interpolate(self.grow[level](x), scale_factor=2, mode="trilinear")
             x = self.up[level - 1](x) if level else relu(self.last(x))
         inner = (slice(None), slice(None), *(slice(n) for n in shape))
-        coarse = (slice(None), slice(None), *(slice(-(-n // FEATURE_STRIDE)) for n in shape))
-        return Found(
-            LOGIT_UNIT * self.bone_head(x)[inner].float(),
-            OFFSET_UNIT_MM * self.offset_head(x)[inner].float(),
-            self.matching(images)[coarse],
-        )
+        logit, offset = self.bone_head(x)[inner].float(), self.offset_head(x)[inner].float()
+        return torch.cat([LOGIT_UNIT * logit, OFFSET_UNIT_MM * offset], 1)
 
 
 def edges(images: Float[Tensor, "b 1 i j k"]) -> Float[Tensor, "b 1 i j k"]:
