@@ -30,7 +30,7 @@ FIGURES = (
     "det_sd_found",
     "missed_bones",
 )
-"""What `figures` returns, in this order; `inverse_mm` where there is an inverse, the last two with found bones."""
+"""What `figures` returns, in this order; `inverse_mm` where there is an inverse, the last two where bones were found."""
 
 MISSED = 1 / 3
 """A labelled bone of which less lies in every single found one is missed, or split."""
@@ -75,8 +75,8 @@ def figures(
     Target registration errors in mm: over all voxels of labelled bones, and of soft tissue within 30 mm of them. dice and
     hd99_mm: mean over bones. det_mean, det_sd: of the Jacobian determinant in labelled bones, by central differences.
     rigidity_max_mm: of the worst bone. folding_percent: in the body. inverse_mm: mean of |inverse(T(x)) - x| over the body
-    where T(x) is seen. det_sd_found: of the determinant in the bones that the method found, on the fixed grid. missed_bones: how
-    many labelled ones it did not find.
+    where T(x) is seen. det_sd_found: of the determinant in the bones that the method found, on the fixed grid.
+    missed_bones: how many labelled ones it did not find.
     """
     found = measure(transform, known.case, known.truth, known.soft)
     grid = known.case.fixed.grid
