@@ -17,6 +17,7 @@ from scipy import ndimage
 class InstanceSettings:
     """bone: least probability. blur_mm: of the votes. density: votes per voxel, once blurred, from which on they are connected.
 
+    valley: factor by which votes at each of two peaks outnumber those between them, so that they are two bones.
     reach_mm: how far from a lump of votes a vote still counts for it. least_mm3: of a bone; what is smaller is left out.
     fragment_mm3: of a piece of a bone that hangs on nothing; what is smaller goes to the bone it touches or is left out.
     """
@@ -24,6 +25,7 @@ class InstanceSettings:
     bone: float = 0.5
     blur_mm: float = 3.0
     density: float = 0.5
+    valley: float = 2.0
     reach_mm: float = 6.0
     least_mm3: float = 1000.0
     fragment_mm3: float = 400.0
@@ -66,14 +68,53 @@ def instances(
 def _lumps(
     votes: Float[np.ndarray, "3 n"], spacing_mm: float, settings: InstanceSettings
 ) -> tuple[Int[np.ndarray, "p q r"], Int[np.ndarray, "3"]]:
-    """Connected votes, numbered, on a lattice of their own; and the voxel at its first corner."""
+    """Votes for one bone each, numbered, on a lattice of their own; and the voxel at its first corner.
+
+    Connected votes are cut in two where between two peaks they are much fewer than at either.
+    """
     margin = int(np.ceil(4 * settings.blur_mm / spacing_mm))
     low = np.floor(votes.min(1)).astype(int) - margin
     shape = np.ceil(votes.max(1)).astype(int) + margin + 1 - low
     at = np.rint(votes).astype(int) - low[:, None]
     counted = np.bincount(np.ravel_multi_index(tuple(at), tuple(shape)), minlength=int(np.prod(shape)))
     density = ndimage.gaussian_filter(counted.reshape(shape).astype(np.float32), settings.blur_mm / spacing_mm)
-    return ndimage.label(density > settings.density)[0], low
+    connected = ndimage.label(density > settings.density)[0]
+    out, least, count = np.zeros_like(connected), settings.least_mm3 / spacing_mm**3, 0
+    for number, box in enumerate(ndimage.find_objects(connected), 1):
+        region = connected[box] == number
+        if density[box][region].sum() < least:
+            continue
+        cores = _cores(density[box], region, settings.density, least, settings.valley)
+        numbers = np.zeros(region.shape, np.int32)
+        for core in cores:
+            count += 1
+            numbers[core] = count
+        index = ndimage.distance_transform_edt(numbers == 0, return_distances=False, return_indices=True)
+        out[box][region] = numbers[tuple(index)][region]
+    return out, low
+
+
+def _cores(density: np.ndarray, region: np.ndarray, level: float, least: float, valley: float) -> list[np.ndarray]:
+    """The region, or what it falls apart into as the level rises, if each part has votes enough and rises well above it."""
+    peak = float(density[region].max())
+    inside = region
+    while (level := level * RISE) * valley < peak:
+        parts, count = ndimage.label(inside & (density > level))
+        if count < 2:
+            continue
+        numbers = np.arange(1, count + 1)
+        enough = ndimage.sum_labels(density, parts, numbers) >= least
+        high = ndimage.maximum(density, parts, numbers) >= valley * level
+        good = numbers[enough & high]
+        if len(good) > 1:
+            return [core for number in good for core in _cores(density, parts == number, level, least, valley)]
+        if len(good) == 1:
+            inside = parts == good[0]
+    return [region]
+
+
+RISE = 1.3
+"""Factor from one level of votes to the next."""
 
 
 def _nearest(numbers: Int[np.ndarray, "i j k"], reach: float) -> Int[np.ndarray, "i j k"]:
