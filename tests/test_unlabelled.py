@@ -128,7 +128,7 @@ def test_one_shot_takes_no_step_on_the_images():
     plan = one_shot()
     assert plan == not_optimised(default()).model_copy(update={"name": "one-shot"})
     assert (plan.guess.levels, plan.soft.levels, plan.refine.levels, plan.pose.iterations) == ((), (), (), 0)
-    assert (plan.bones, plan.discrete.features, plan.soft.begin) == ("exact", "network", "guess")
+    assert (plan.bones, plan.discrete.levels[0].features, plan.soft.begin) == ("exact", "network", "guess")
 
 
 def test_the_shipped_network_registers_the_phantom_in_one_shot(pair):

@@ -40,7 +40,8 @@ def test_a_start_off_by_12_mm_and_12_degrees_is_made_good_on_any_grid(name):
     moving = blobs(middle(oblique_grid((56, 50, 46), (2.0, 2.0, 2.2), (-8, 5, 12))).moved(truth.matrix), 5)
     fixed = resample(moving, truth, VIEWS[name])
     start = Rigid(truth.matrix @ motion(np.array([6.0, 8.0, -6.6]), np.array([7.0, -7.0, 7.0])).matrix)
-    found = start.after(wide_field(Case(fixed.with_data(1 - 0.6 * fixed.data), moving), start, SEARCH))
+    case = Case(fixed.with_data(1 - 0.6 * fixed.data), moving)
+    found = start.after(wide_field(case, case, start, SEARCH))
     points = 0.7 * VIEWS[name].points(torch.float64).flatten(1)
     before, after = (float((t(points) - truth(points)).norm(dim=0).mean()) for t in (start, found))
     assert before > 12
@@ -50,7 +51,7 @@ def test_a_start_off_by_12_mm_and_12_degrees_is_made_good_on_any_grid(name):
 def test_without_levels_there_is_nothing_to_search():
     image = blobs(VIEWS["RAS"])
     with pytest.raises(ValueError, match="at least one level"):
-        wide_field(Case(image, image), Rigid.identity(), DiscretePlan())
+        wide_field(Case(image, image), Case(image, image), Rigid.identity(), DiscretePlan())
 
 
 def test_progress_hears_every_level():

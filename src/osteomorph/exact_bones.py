@@ -19,7 +19,7 @@ from osteomorph.image import Image, Labels
 from osteomorph.inputs import Bones
 from osteomorph.lattice import lattice, rigid_displacement
 from osteomorph.measure import robust_fit
-from osteomorph.plan import DiscretePlan, Plan, SoftPlan
+from osteomorph.plan import Plan, SoftPlan
 from osteomorph.polyrigid import Polyrigid, from_labels
 from osteomorph.pose import BonePose, poses
 from osteomorph.pose_doubts import BELIEVED, collided, settled, thinned
@@ -101,19 +101,10 @@ def _anywhere(label: int, wanted: list[Side], present: Mapping[str, set[int]]) -
     return any(label in present[side] for side in wanted)
 
 
-def wide_guess(case: Case, prepared: Case, start: Rigid, plan: DiscretePlan, progress: Progress | None) -> Displacement:
-    """Fixed mm -> fixed mm, before the start, by a search on what the plan compares. case: as given; prepared: from it."""
-    if plan.features == "network":
-        from osteomorph.feature_guess import feature_field
-
-        return feature_field(case, start, plan)
-    return wide_field(prepared, start, plan, progress)
-
-
 def dense_guess(case: Case, prepared: Case, start: Rigid, plan: Plan, seed: int, progress: Progress | None) -> Transform:
     """A smooth field that knows no bones, fixed mm -> moving mm: a wide search, then, where the plan has levels for it, an
     optimisation from images at ``plan.guess_mm``."""
-    wide = wide_guess(case, prepared, start, plan.discrete, progress) if plan.discrete.levels else None
+    wide = wide_field(case, prepared, start, plan.discrete, progress) if plan.discrete.levels else None
     if wide is not None and not plan.guess.levels:
         return start.after(wide)
     fixed, moving = (

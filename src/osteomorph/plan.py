@@ -102,6 +102,8 @@ class RefinePlan(_Stage):
 class DiscreteLevel(_Stage):
     """One resolution of the search over displacements."""
 
+    features: Literal["mind", "network"] = "mind"
+    """What is compared: MIND-SSC, the moving image described anew under what is known by then, or the shipped network's."""
     spacing_mm: float = Field(gt=0)
     """Spacing of the lattice that features are compared on; also the step between two displacements."""
     stride: int = Field(default=2, ge=1)
@@ -116,8 +118,6 @@ class DiscreteLevel(_Stage):
 class DiscretePlan(_Stage):
     """A wide search for a smooth field, before anything is optimised."""
 
-    features: Literal["mind", "network"] = "mind"
-    """What is compared: MIND-SSC, described anew at every level, or the shipped network's features of both images."""
     levels: tuple[DiscreteLevel, ...] = ()
     """Coarse to fine, each from the field of the one before; none leaves the search out."""
     coupling: tuple[float, ...] = Field(default=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0), min_length=1)

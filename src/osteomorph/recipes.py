@@ -24,10 +24,9 @@ THESIS_LEVELS = (
 
 
 SHOT = DiscretePlan(
-    features="network",
     levels=(
-        DiscreteLevel(spacing_mm=4.0, reach_mm=24.0),
-        DiscreteLevel(spacing_mm=4.0, reach_mm=8.0),
+        DiscreteLevel(features="network", spacing_mm=4.0, stride=1, reach_mm=24.0),
+        DiscreteLevel(spacing_mm=2.0, stride=3, reach_mm=6.0),
     ),
 )
 """The search in one shot."""

@@ -29,7 +29,6 @@ from osteomorph.exact_bones import (
     stored_grid,
     stored_inverse,
     warnings_of,
-    wide_guess,
 )
 from osteomorph.foreground import foreground
 from osteomorph.geometry import overlap_mm3
@@ -48,6 +47,7 @@ from osteomorph.similarity import mutual_information
 from osteomorph.threads import threads as limited
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
 from osteomorph.unlabelled import FoundIn, bones_found, with_found_bones
+from osteomorph.wide_guess import wide_field
 
 INVERSE_BAR_MM = 0.05
 """Mean inverse-consistency error above which a result is flagged."""
@@ -133,7 +133,7 @@ def register(
         elif chosen.bones == "exact" and not chosen.refine.levels and chosen.discrete.levels:
             with clock("guess"):
                 onto = stored_grid(prepared.fixed.grid, chosen.refine.field_spacing_mm)
-                wide = wide_guess(case, prepared, start.rigid, chosen.discrete, clock.told("guess"))
+                wide = wide_field(case, prepared, start.rigid, chosen.discrete, clock.told("guess"))
                 guess = Displacement(wide.displacement(onto), onto)
         with clock("refine"):
             carried = resampled_case(prepared, start.rigid)
