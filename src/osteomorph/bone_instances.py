@@ -19,6 +19,8 @@ class InstanceSettings:
 
     valley: factor by which votes at each of two peaks outnumber those between them, so that they are two bones.
     reach_mm: how far from a lump of votes a vote still counts for it. least_mm3: of a bone; what is smaller is left out.
+    apart: probabilities, and voxels that are peeled off; what hangs together then, and votes for several bones, may have some
+    votes astray.
     fragment_mm3: of a piece of a bone that hangs on nothing; what is smaller goes to the bone it touches or is left out.
     """
 
@@ -26,7 +28,8 @@ class InstanceSettings:
     blur_mm: float = 3.0
     density: float = 0.5
     valley: float = 2.0
-    reach_mm: float = 6.0
+    reach_mm: float = 20.0
+    apart: tuple[tuple[float, int], ...] = ((0.5, 0), (0.9, 0), (0.9, 1), (0.97, 1))
     least_mm3: float = 1000.0
     fragment_mm3: float = 400.0
 
@@ -56,6 +59,8 @@ def instances(
     own = np.where(within, near[tuple(at.clip(0, np.array(lumps.shape)[:, None] - 1))], 0)
     voted = np.zeros(bone.shape, np.int32)
     voted[tuple(places)] = own
+    for level, peeled in settings.apart:
+        voted = _at_home(voted, _pieces(bone > level, peeled), settings.least_mm3 / voxel)
     found = _tidied(voted, inside, voxel, settings)
     sure = {}
     numbers = [int(n) for n in np.unique(found) if n]
@@ -123,6 +128,34 @@ def _nearest(numbers: Int[np.ndarray, "i j k"], reach: float) -> Int[np.ndarray,
         return numbers
     far, index = ndimage.distance_transform_edt(numbers == 0, return_indices=True)
     return np.where(far <= reach, numbers[tuple(index)], 0)
+
+
+def _pieces(inside: np.ndarray, peeled: int) -> Int[np.ndarray, "i j k"]:
+    """What hangs together once so many voxels are peeled off, numbered, and put on again."""
+    if not peeled:
+        return ndimage.label(inside)[0]
+    return np.where(inside, _nearest(ndimage.label(ndimage.binary_erosion(inside, iterations=peeled))[0], peeled + 0.8), 0)
+
+
+def _at_home(voted: Int[np.ndarray, "i j k"], pieces: Int[np.ndarray, "i j k"], least: float) -> Int[np.ndarray, "i j k"]:
+    """Votes of one piece for a bone most of which is another piece go to the bone that most of this piece voted for.
+
+    The head of a femur may vote for the hip around it, but it does not hang on it.
+    """
+    count = int(pieces.max()) + 1
+    places = voted.astype(np.int64) * count + pieces
+    table = np.bincount(places.ravel(), minlength=(int(voted.max()) + 1) * count).reshape(-1, count)
+    table[0], table[:, 0] = 0, 0
+    home, sizes = table.argmax(1), table.sum(0)
+    out = voted.copy()
+    for piece, box in enumerate(ndimage.find_objects(pieces), 1):
+        own = int(table[:, piece].argmax())
+        if sizes[piece] < least or home[own] != piece:
+            continue
+        away = [k for k in np.flatnonzero(table[:, piece]) if home[k] != piece]
+        here = (pieces[box] == piece) & np.isin(voted[box], away)
+        out[box][here] = own
+    return out
 
 
 def _tidied(
