@@ -57,7 +57,7 @@ def test_without_levels_there_is_nothing_to_search():
 def test_progress_hears_every_level():
     image, heard = blobs(VIEWS["RAS"]), []
     plan = Plan(discrete=DiscretePlan(levels=(DiscreteLevel(spacing_mm=6.0, reach_mm=6.0),)))
-    dense_guess(Case(image, image), Rigid.identity(), plan, 0, lambda *told: heard.append(told))
+    dense_guess(Case(image, image), Case(image, image), Rigid.identity(), plan, 0, lambda *told: heard.append(told))
     assert heard == [("guess", 0, 1), ("guess", 1, 1)]
 
 
