@@ -123,7 +123,7 @@ def run(pair: Pair, number: int, amount: float, plan: Plan, frame: str) -> tuple
             continue
         ends = [error(pose, pair.truth[label], points) for pose in (first[label], found[label].pose)]
         bones.append(Bone(before, *ends, found[label].determined))
-        if bones[-1].wrong or ends[1] >= WITHIN_MM:
+        if not bones[-1].determined or ends[1] >= WITHIN_MM:
             print(f"{pair.name}, start {amount:g}: bone {label} {bones[-1]}", file=sys.stderr, flush=True)
     return bones, spent
 
