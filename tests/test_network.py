@@ -11,7 +11,7 @@ from osteomorph.case import Case
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid
 from osteomorph.image import Image
-from osteomorph.network import UNet, folded, load_network, predict, save_network, warp
+from osteomorph.network import UNet, convolved, folded, load_network, predict, save_network, warp
 from osteomorph.plan import NetworkPlan
 from osteomorph.recipes import recipe
 
@@ -178,6 +178,32 @@ def test_recomputed_blocks_give_the_same_gradient_and_statistics(kind):
 
 
 # -- on disk --------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("shape", [(9, 8, 7), (8, 5, 6), (1, 6, 5), (2, 3, 3)])
+def test_a_small_image_in_two_halves_is_convolved_as_in_one(shape, layout):
+    layer = torch.nn.Conv3d(3, 5, 3, padding=1).to(memory_format=layout)
+    image = torch.randn(1, 3, *shape).contiguous(memory_format=layout).requires_grad_()
+    slope = torch.randn(1, 5, *shape)
+    found, wanted = convolved(layer, image), functional.conv3d(image, layer.weight, layer.bias, padding=1)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    of = (image, layer.weight, layer.bias)
+    for one, other in zip(torch.autograd.grad(found, of, slope), torch.autograd.grad(wanted, of, slope), strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_halves_are_taken_of_one_small_image_in_float32_alone(monkeypatch):
+    layer, seen = torch.nn.Conv3d(2, 2, 3, padding=1), []
+    whole = functional.conv3d
+    monkeypatch.setattr(functional, "conv3d", lambda image, *rest, **how: seen.append(len(image)) or whole(image, *rest, **how))
+    convolved(layer, torch.zeros(1, 2, 6, 6, 6))
+    assert seen == [2]
+    convolved(layer, torch.zeros(2, 2, 6, 6, 6))
+    convolved(layer, torch.zeros(1, 2, 120, 120, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        convolved(layer, torch.zeros(1, 2, 6, 6, 6))
+    assert seen == [2]
+
+
 def test_the_file_gives_back_the_network_its_plan_and_what_was_said(tmp_path):
     plan = recipe("thesis-us").model_copy(update={"network": NetworkPlan(kind="deepreg", channels=2, norm="group")})
     network = UNet(plan.network)

@@ -313,6 +313,32 @@ def test_terms_of_an_image_on_itself(grid):
     assert Mind()(alignment).item() == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("far", [0.0, 0.5, 6.0, 500.0])
+def test_dice_near_labels_is_dice_everywhere(grid, far, stride):
+    """The moving side on another grid, turned and coarser; bones at a corner and in the middle; far: mm that points move by."""
+    moving = Grid((13, 12, 11), grid.moved(np.eye(4)).resampled(grid.spacing_mm * (1.7, 1.5, 1.6)).affine)
+    maps = []
+    for side in (grid, moving):
+        ids = torch.zeros(1, *side.shape, dtype=torch.int16)
+        ids[:, :4, :5, :3], ids[:, 6:9, 5:8, 4:7], ids[:, -1, -1, -1] = 1, 2, 3
+        maps.append(Labels(ids, side))
+    image = [Image(torch.zeros(1, *side.shape), side) for side in (grid, moving)]
+    vectors = (torch.randn(3, *grid.shape) * far).requires_grad_()
+    alignment = Alignment(Case(image[0], image[1], maps[0], maps[1]), Displacement(vectors, grid), stride)
+    near = Dice()(alignment)
+    (slope,) = torch.autograd.grad(near, vectors)
+    where = alignment.moved_points
+    everywhere = 1 - dice(alignment.fixed_onehot(), alignment.moved_onehot())
+    (wanted,) = torch.autograd.grad(everywhere, vectors)
+    assert where.requires_grad
+    assert torch.allclose(near, everywhere, atol=1e-6)
+    assert torch.allclose(slope, wanted, atol=1e-7)
+    left_out = torch.ones(where.shape[1], dtype=torch.bool)
+    left_out[alignment.near_labels] = False
+    assert not alignment.moved_onehot()[:, left_out].any()
+
+
 def test_dice_without_labels_is_a_constant():
     value = Dice()(still(GRIDS["oblique"]))
     assert value.item() == 0

@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 from osteomorph.cli import app
 from osteomorph.errors import InputError
+from osteomorph.recipes import recipe
 from osteomorph.simulate.subjects import procedural
 from osteomorph.study import Unit, claim, digests, duration, run_units, seconds_of
 from osteomorph.study_arms import LABELS, SIZES, Arm, Context, coarser, lumbar_patients, study_plan, with_weights
@@ -116,9 +117,10 @@ def test_plans_are_the_recipes_at_another_size():
     plan = study_plan("thesis-ws-rp", SIZES["small"])
     assert (plan.prepare.spacing_mm, plan.prepare.shape) == (2.0, (48, 64, 32))
     assert plan.initialise.labels == (24,)
-    assert plan.refine.weights.rigidity == 0.4
+    assert (plan.refine.weights.rigidity, plan.refine.weights.diffusion) == (0.4, 0.2)  # for a motion three times as large
     full = study_plan("thesis-us", SIZES["full"])
     assert (full.prepare.shape, full.train.epochs, full.train.learning_rate) == ((320, 320, 96), 1000, 4e-4)
+    assert full.refine.weights == recipe("thesis-us").refine.weights
     assert with_weights(full, diffusion=0.1).refine.weights.mutual_information == 1.0
     assert coarser(plan, 2).prepare.shape == (24, 32, 16)
     with pytest.raises(InputError, match="multiple of 5"):
@@ -127,7 +129,7 @@ def test_plans_are_the_recipes_at_another_size():
 
 def test_sweep_leaves_out_the_variants_weight(tmp_path):
     arms = sweep_arms(Context(tmp_path, SIZES["small"]))
-    assert [arm.plan.refine.weights.diffusion for arm in arms] == [0.01, 0.1, 0.5, 8.0]
+    assert [arm.plan.refine.weights.diffusion for arm in arms] == [0.01, 0.05, 1.0]
 
 
 def test_patients_have_l3_to_l5_whole():
@@ -188,7 +190,7 @@ def test_sweep_takes_the_unsupervised_model_of_fold_0():
     rows = rows_with(*FOUND, pairs=1)
     rows.append({"pair": "p0", "method": "US gamma1 0.5", "fold": 0, "role": "pooled", "gamma1": 0.5, "folding_percent": 3.0})
     rows.append({"pair": "p0", "method": "US", "fold": 1, "role": "pooled", "folding_percent": 9.0})
-    assert sweep_values(rows) == {2.0: {"p0": 0.1}, 0.5: {"p0": 3.0}}
+    assert sweep_values(rows, 2.0) == {2.0: {"p0": 0.1}, 0.5: {"p0": 3.0}}
 
 
 def test_thesis_table_says_what_the_thesis_says():

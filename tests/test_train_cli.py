@@ -99,6 +99,24 @@ def test_train_refuses_in_one_line(made, tmp_path, more, told):
     assert not (tmp_path / "out").exists()
 
 
+def test_drawn_patients_need_to_know_how_large_pairs_are(made, tmp_path):
+    cohort, plan, *_ = made
+    refused("train", "-c", cohort.root, "-o", tmp_path / "out", "--plan", plan, "--simulate", 1, told="no prepare.shape")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_training_on_drawn_patients(made, tmp_path):
+    cohort, file, *_ = made
+    plan = json.loads(file.read_text())
+    plan["prepare"] |= {"spacing_mm": 6.0, "shape": [16, 24, 16]}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    arguments = ("-c", cohort.root, "--plan", tmp_path / "plan.json", "--simulate", 1, "--epochs", 1, "--device", "cpu")
+    run("train", *arguments, "-o", tmp_path / "out")
+    about = load_network(tmp_path / "out" / "weights.safetensors")[2]
+    assert (about["pairs"], about["train"]) == ("simulated on the fly", 3)
+
+
 def test_a_stopped_training_says_how_to_go_on(made, tmp_path):
     cohort, plan, _, _, _ = made
     out = tmp_path / "out"

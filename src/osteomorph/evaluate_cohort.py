@@ -73,11 +73,12 @@ def reference(cohort: Cohort, pair_id: str, plan: PreparePlan, observed: bool = 
         case=replace(prepared, moving=moving, moving_labels=case.moving_labels, moving_mask=None),
         truth=None if pair.displacement is None else io.read_transform(cohort.path(pair.displacement)),
         body=None if body is None else regrid_labels(body, grid),
-        bones=None if bones is None else regrid_labels(_named(bones, cohort), grid),
+        bones=None if bones is None else regrid_labels(named(bones, cohort), grid),
     )
 
 
-def _named(labels: Labels, cohort: Cohort) -> Labels:
+def named(labels: Labels, cohort: Cohort) -> Labels:
+    """With the cohort's names of bones."""
     return replace(labels, names={**cohort.names, **labels.names})
 
 

@@ -24,6 +24,7 @@ def thesis_figures(
 ) -> None:
     """Writes ``figures/figure-N.png``. Examples use the models of the first fold."""
     from osteomorph import thesis_figures as draw
+    from osteomorph.evaluate_cohort import named
 
     folder = context.folder / "figures"
     folder.mkdir(exist_ok=True)
@@ -34,7 +35,7 @@ def thesis_figures(
     sides = []
     for image, labels in ((first.moving, first.moving_labels_observed), (first.fixed, first.fixed_labels_observed)):
         assert labels is not None  # simulated pairs have them
-        sides.append((io.read_image(cohort.path(image)), io.read_labels(cohort.path(labels))))
+        sides.append((io.read_image(cohort.path(image)), named(io.read_labels(cohort.path(labels)), cohort)))
     draw.slice_pair(folder / "figure-3.1.png", sides[0][0], sides[1][0], sides[0][1], sides[1][1])
     progress("figures", 1, total)
     _intensities(context, arms[0], folder / "figure-3.3.png")

@@ -143,7 +143,7 @@ def _histogram(ax: Axes, values: Tensor, first: bool) -> None:
     ax.set_xlim(*HISTOGRAM)
     ax.set_yscale("log")
     ax.set_ylim(1e-4, 1.5)
-    ax.set_xlabel("det J", fontsize=8)
+    ax.set_xlabel("det J (end bins: all beyond)", fontsize=8)
     ax.tick_params(labelsize=7)
     if first:
         ax.set_ylabel("share of voxels", fontsize=8)

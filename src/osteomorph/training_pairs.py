@@ -182,3 +182,21 @@ def drawn_case(pairs: SimulatedPairs, number: int) -> TrainingCase:
     fixed, moving = Image(drawn.fixed, drawn.grid), Image(drawn.moving, drawn.grid)
     labels = [Labels(data, drawn.grid) for data in (drawn.fixed_labels, drawn.moving_labels)]
     return TrainingCase.of(Case(fixed, moving, labels[0], labels[1]))
+
+
+def drawn_pairs(patients: int, plan: Plan, seed: int = 0, device: torch.device | str = "cpu") -> SimulatedPairs:
+    """Endless pairs of so many drawn patients, in the plan's voxels and field of view; labelled as a cohort of them would be.
+
+    Raises InputError where the plan leaves its shape to the images.
+    """
+    from osteomorph.simulate.atlas import voxelised
+    from osteomorph.simulate.subjects import procedural
+
+    if plan.prepare.shape is None:
+        raise InputError(f"The plan {plan.name!r} has no prepare.shape, so that nothing says how large pairs are. Give one.")
+    depth, height, breadth = plan.prepare.shape
+    anatomies = [procedural("lumbar", seed)(number).anatomy for number in range(patients)]
+    atlases = [voxelised(anatomy, plan.prepare.spacing_mm, anatomy.views["lumbar"]) for anatomy in anatomies]
+    labelled = sorted({label for anatomy in anatomies for label in anatomy.views["lumbar"].labelled})
+    shape = (breadth, depth, height)
+    return SimulatedPairs(atlases, shape, plan.prepare.spacing_mm, labelled=labelled, seed=seed, device=device)

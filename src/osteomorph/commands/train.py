@@ -35,6 +35,16 @@ def train(
     weights: Annotated[
         Path | None, typer.Option("--from", metavar="WEIGHTS", help="Begin from trained weights.", show_default=False)
     ] = None,
+    simulate: Annotated[
+        int | None,
+        typer.Option(
+            "--simulate",
+            metavar="PATIENTS",
+            min=1,
+            help="Train on pairs drawn anew in every epoch from so many drawn lumbar patients; the cohort validates.",
+            show_default=False,
+        ),
+    ] = None,
     exact_labels: Annotated[
         bool, typer.Option("--exact-labels", help="Not those with a segmentation's errors, where a cohort has both.")
     ] = False,
@@ -55,6 +65,7 @@ def train(
     from osteomorph.registration import chosen_device
     from osteomorph.threads import threads as limited
     from osteomorph.train import train as run
+    from osteomorph.training_pairs import drawn_pairs
 
     chosen = _plan(plan, epochs, weights)
     pairs = read_cohort(cohort)
@@ -73,6 +84,7 @@ def train(
                 device=where,
                 progress=progress if first else None,
                 weights=weights,
+                simulated=None if simulate is None else drawn_pairs(simulate, chosen, seed, where),
             )
     except (KeyboardInterrupt, SystemExit) as error:
         told = f"osteomorph: stopped; run the same command again to go on after the last whole epoch in {output}."
