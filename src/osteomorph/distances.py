@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from osteomorph.errors import InputError
-from osteomorph.geometry import Grid, sample
+from osteomorph.geometry import Grid, sample_at
 from osteomorph.image import Labels
 
 REACH_MM = 12.0
@@ -38,18 +38,18 @@ class DistanceMap:
         """
         return self.at(self.grid.index(points_mm).float()).to(points_mm.dtype)
 
+    def on(self, grid: Grid) -> Float32[Tensor, "i j k"]:
+        """The same at the voxel centres of a grid."""
+        return self.at(self.grid.index_of(grid).flatten(1)).unflatten(0, grid.shape)
+
     def at(self, index: Float32[Tensor, "3 n"]) -> Float32[Tensor, " n"]:
         """The same at array indices of ``grid``."""
         if index.shape[1] == 0:
             return index[0]
-        near = sample(self.values, self._lattice, index)[0]
+        near = sample_at(self.values, index)[0]
         beyond = torch.maximum(-index, index - self._last).clamp_(min=0)
         square = (self._square_mm * beyond.square_()).sum(0)
         return torch.where(square > 0, (near * near + square).sqrt_(), near)
-
-    @cached_property
-    def _lattice(self) -> Grid:
-        return Grid(self.grid.shape, np.eye(4))
 
     @cached_property
     def _last(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, final
 
 import numpy as np
@@ -17,7 +17,7 @@ from osteomorph.foreground import foreground
 from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image, Labels
 from osteomorph.inputs import Bones
-from osteomorph.lattice import lattice
+from osteomorph.lattice import lattice, rigid_displacement
 from osteomorph.measure import fit_rigid
 from osteomorph.plan import Plan, SoftPlan
 from osteomorph.polyrigid import Polyrigid, from_labels
@@ -38,6 +38,9 @@ CERTIFIED = 6_000
 
 TOLERANCE_MM = 0.05
 """Of the bones' motion between bones, where it is interpolated; in bones and next to them it is computed."""
+
+LEAST_STEPS = 2
+"""Of the bones' motion through time; a steep gap asks for more."""
 
 LEAST_POINTS = 60
 """Voxels of the guess below which a bone's rotation is not read from it."""
@@ -182,6 +185,7 @@ def build_base(
         fixed if use_fixed else None,
         moving if use_moving else None,
         margin_mm=2 * max(voxel, spacing_mm),
+        least_steps=LEAST_STEPS,
     )
 
 
@@ -191,10 +195,9 @@ def relative_field(base: Polyrigid, start: Rigid, grid: Grid) -> Displacement:
     around = grid.padded((margin[0], margin[1], margin[2]))
     motion = lattice(base, around, TOLERANCE_MM).vectors
     back = start.inverse()
-    for k in range(around.shape[0]):  # planes, for memory
-        plane = around.padded((-k, 0, 0), (k + 1 - around.shape[0], 0, 0)).points(torch.float64).flatten(1)
-        motion[:, k] = (back(plane + motion[:, k].flatten(1)) - plane).float().unflatten(1, around.shape[1:])
-    return Displacement(motion, around)
+    turn = torch.as_tensor(back.matrix[:3, :3].copy(), dtype=motion.dtype)
+    relative = (turn @ motion.flatten(1)).unflatten(1, around.shape)
+    return Displacement(relative.add_(rigid_displacement(back, around)), around)
 
 
 def soft_around(
@@ -241,17 +244,10 @@ def stored_inverse(exact: ExactBones, start: Rigid, moving: Grid, seen: Displace
     seen: T before the start. The field covers what of the moving image the fixed field of view shows.
     """
     inner = _shown(stored_grid(moving, spacing_mm), seen, start)
-    motion = lattice(exact.base.inverse(), inner, TOLERANCE_MM).vectors
-    psi = exact.flow
+    motion = lattice(exact.base.inverse(), inner, TOLERANCE_MM, then=partial(_before, exact.flow)).vectors
     onto = inner.moved(start.inverse().matrix)
-    out = torch.empty(3, *onto.shape)
-    for k in range(0, onto.shape[0], 16):
-        cut = ((-k, 0, 0), (min(0, k + 16 - onto.shape[0]), 0, 0))
-        aim = inner.padded(*cut).points(torch.float64).flatten(1)
-        aim = aim + motion[:, k : k + 16].flatten(1)
-        guess = _before(psi, aim)
-        here = onto.padded(*cut)
-        out[:, k : k + 16] = (guess - here.points(torch.float64).flatten(1)).float().unflatten(1, here.shape)
+    # nodes lie at start^-1(y); a point y goes to y + motion
+    out = motion.sub_(rigid_displacement(start.inverse(), inner))
     return Displacement(out, onto).after(start.inverse())
 
 

@@ -102,12 +102,11 @@ class Grid:
     # -- coordinates ------------------------------------------------------------------------------------------------
     def points(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Float[Tensor, "3 i j k"]:
         """World mm of every voxel centre."""
-        axes = [torch.arange(n, dtype=torch.float64, device=device) for n in self.shape]
-        columns = torch.as_tensor(self.affine.copy(), device=device)
-        ramps = [columns[:3, d, None] * axes[d] for d in range(3)]
-        ramps[0] = ramps[0] + columns[:3, 3, None]
-        out = ramps[0].to(dtype)[:, :, None, None] + ramps[1].to(dtype)[:, None, :, None]
-        return out + ramps[2].to(dtype)[:, None, None, :]
+        return affine_ramps(self.affine, self.shape, dtype, device)
+
+    def index_of(self, other: "Grid", dtype: torch.dtype = torch.float32) -> Float[Tensor, "3 i j k"]:
+        """Continuous array index in this grid of every voxel centre of another one, rounded once."""
+        return affine_ramps(np.linalg.inv(self.affine) @ other.affine, other.shape, dtype, "cpu")
 
     def index(self, points_mm: Float[Tensor, "*b 3 n"]) -> Float[Tensor, "*b 3 n"]:
         """Continuous array index of world points; 0 is the centre of the first voxel."""
@@ -184,6 +183,18 @@ class Grid:
         return Grid((shape[0], shape[1], shape[2]), affine)
 
 
+def affine_ramps(
+    matrix: np.ndarray, shape: tuple[int, int, int], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Float[Tensor, "3 i j k"]:
+    """A matrix times (i, j, k, 1) at every voxel: a sum of one ramp per axis."""
+    axes = [torch.arange(n, dtype=torch.float64, device=device) for n in shape]
+    columns = torch.as_tensor(np.array(matrix), device=device)
+    ramps = [columns[:3, d, None] * axes[d] for d in range(3)]
+    ramps[0] = ramps[0] + columns[:3, 3, None]
+    out = ramps[0].to(dtype)[:, :, None, None] + ramps[1].to(dtype)[:, None, :, None]
+    return out + ramps[2].to(dtype)[:, None, None, :]
+
+
 def _corners(shape: tuple[int, int, int]) -> np.ndarray:
     ends = np.stack(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij")).reshape(3, -1)
     return np.vstack([ends, np.ones(8)])
@@ -208,8 +219,17 @@ def sample(
     Beyond the outer voxel centres the border value is repeated; beyond the outer voxel faces the value is ``outside``,
     or still the border's with ``outside=None``. This is ITK's rule too, so that ITK resamples alike.
     """
-    index = grid.index(points_mm)
-    size = torch.tensor(grid.shape, dtype=index.dtype, device=index.device)[:, None]
+    return sample_at(data, grid.index(points_mm), interpolation, outside)
+
+
+def sample_at(
+    data: Num[Tensor, "*b c i j k"],
+    index: Float[Tensor, "*b 3 n"],
+    interpolation: Interpolation = "linear",
+    outside: float | int | None = None,
+) -> Num[Tensor, "*b c n"]:
+    """`sample` at continuous array indices of ``data``."""
+    size = torch.tensor(data.shape[-3:], dtype=index.dtype, device=index.device)[:, None]
     values = _nearest(data, index) if interpolation == "nearest" else _linear(data, index, size)
     if outside is None:
         return values

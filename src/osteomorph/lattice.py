@@ -1,26 +1,36 @@
 """A polyrigid transform on a grid, computed where it bends and interpolated where it does not."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 from torch.nn.functional import max_pool3d
 
-from osteomorph.geometry import Grid
+from osteomorph.geometry import Grid, affine_ramps
 from osteomorph.polyrigid import Polyrigid
-from osteomorph.transforms import Displacement
+from osteomorph.transforms import Displacement, Rigid
+
+Then = Callable[[Float64[Tensor, "3 n"]], Float64[Tensor, "3 n"]]
+"""What is done to points that the transform has moved. It leaves those alone that come from a region."""
 
 
-def lattice(transform: Polyrigid, grid: Grid, tolerance_mm: float = 0.02, coarse_mm: float = 4.0) -> Displacement:
+def lattice(
+    transform: Polyrigid, grid: Grid, tolerance_mm: float = 0.02, coarse_mm: float = 4.0, then: Then | None = None
+) -> Displacement:
     """T(x) - x in mm at every voxel of ``grid``, float32, to about ``tolerance_mm``; exact in the rigid regions and near them.
 
     From a lattice of about ``coarse_mm`` each axis is halved until the grid is reached. New nodes are interpolated by a
     cubic; those beside a bend (second difference / 8 above the tolerance) or within two coarse steps of a region's edge are
-    computed instead.
+    computed instead, and those in a region take its pose.
+
+    then: x -> then(T(x)) - x instead.
     """
     strides = [2 ** int(np.clip(np.floor(np.log2(coarse_mm / h)), 0, 3)) for h in grid.spacing_mm]
-    coarse = _nodes(grid, strides)
-    values = _displacement(transform, coarse, torch.ones(coarse.shape, dtype=torch.bool)).unflatten(1, coarse.shape)
+    nodes = _nodes(grid, strides)
+    values = torch.empty(3, *nodes.shape)
+    _compute(values, torch.ones(nodes.shape, dtype=torch.bool), transform, nodes, 0.0, then)
     while max(strides) > 1:
         finer = [max(1, s // 2) for s in strides]
         nodes = _nodes(grid, finer)
@@ -31,11 +41,15 @@ def lattice(transform: Polyrigid, grid: Grid, tolerance_mm: float = 0.02, coarse
                 bends = bends.repeat_interleave(2, axis)
         values, bends = (a[..., : nodes.shape[0], : nodes.shape[1], : nodes.shape[2]] for a in (values, bends))
         step_mm = float(max(h * s for h, s in zip(grid.spacing_mm, strides, strict=True)))
-        wanted = bends | _near(transform, nodes, 1.5 * step_mm)
         values = values.contiguous()
-        values[:, wanted] = _displacement(transform, nodes, wanted)
+        _compute(values, bends, transform, nodes, 1.5 * step_mm, then)
         strides = finer
     return Displacement(values, grid)
+
+
+def rigid_displacement(motion: Rigid, grid: Grid) -> Float[Tensor, "3 i j k"]:
+    """R x + t - x at every voxel, float32."""
+    return affine_ramps((motion.matrix - np.eye(4)) @ grid.affine, grid.shape)
 
 
 def _nodes(grid: Grid, strides: list[int]) -> Grid:
@@ -46,9 +60,30 @@ def _nodes(grid: Grid, strides: list[int]) -> Grid:
     return Grid((shape[0], shape[1], shape[2]), affine)
 
 
-def _displacement(transform: Polyrigid, nodes: Grid, wanted: Bool[Tensor, "i j k"]) -> Float[Tensor, "3 n"]:
-    points = nodes.world(wanted.nonzero().T.double())
-    return (transform.moved(points) - points).float()
+def _compute(
+    values: Float[Tensor, "3 i j k"],
+    wanted: Bool[Tensor, "i j k"],
+    transform: Polyrigid,
+    nodes: Grid,
+    near_mm: float,
+    then: Then | None,
+) -> None:
+    """Fill in the nodes that are wanted, and those in a region or within ``near_mm`` of one where the transform starts."""
+    distance, owner = _nearest_region(transform, nodes)
+    inside = distance <= 0
+    flat = ((wanted | (distance <= near_mm)) & ~inside).flatten().nonzero()[:, 0]
+    points = nodes.world(_unravelled(flat, nodes.shape).double())
+    moved = transform.moved(points)
+    values.flatten(1)[:, flat] = ((moved if then is None else then(moved)) - points).float()
+    for k, body in enumerate(transform.bodies):
+        flat = (inside & (owner == k)).flatten().nonzero()[:, 0]
+        points = nodes.world(_unravelled(flat, nodes.shape).double())
+        pose = body.pose.inverse() if transform.backward else body.pose
+        values.flatten(1)[:, flat] = (pose(points) - points).float()
+
+
+def _unravelled(flat: Int[Tensor, " n"], shape: tuple[int, int, int]) -> Int[Tensor, "3 n"]:
+    return torch.stack([flat // (shape[1] * shape[2]), flat // shape[2] % shape[1], flat % shape[2]])
 
 
 def _bends(values: Float[Tensor, "3 i j k"], tolerance_mm: float) -> Bool[Tensor, "i j k"]:
@@ -72,15 +107,18 @@ def _halved(values: Float[Tensor, "3 i j k"], axis: int) -> Float[Tensor, "3 i2 
     wide = torch.cat([first, values, last], axis)
     outer = wide.narrow(axis, 0, n - 1) + wide.narrow(axis, 3, n - 1)
     inner = values.narrow(axis, 0, n - 1) + values.narrow(axis, 1, n - 1)
-    middle = (9 * inner - outer) / 16
-    both = torch.stack([values.narrow(axis, 0, n - 1), middle], axis + 1).flatten(axis, axis + 1)
-    return torch.cat([both, values.narrow(axis, n - 1, 1)], axis)
+    middle = inner.mul_(9).sub_(outer).div_(16)
+    out = torch.empty(*values.shape[:axis], 2 * n - 1, *values.shape[axis + 1 :])
+    even, odd = ((slice(None),) * axis + (slice(start, None, 2),) for start in (0, 1))
+    out[even], out[odd] = values, middle
+    return out
 
 
-def _near(transform: Polyrigid, nodes: Grid, within_mm: float) -> Bool[Tensor, "i j k"]:
-    """Nodes in a region or that near to one where the transform starts."""
-    out = torch.zeros(nodes.shape, dtype=torch.bool)
-    for region in transform.regions:
+def _nearest_region(transform: Polyrigid, nodes: Grid) -> tuple[Float[Tensor, "i j k"], Int[Tensor, "i j k"]]:
+    """Distance to the nearest region where the transform starts, and which: of nodes in the regions' crops, else infinite."""
+    distance = torch.full(nodes.shape, torch.inf)
+    owner = torch.zeros(nodes.shape, dtype=torch.int16)
+    for k, region in enumerate(transform.regions):
         ends = torch.stack(torch.meshgrid(*[torch.tensor([0.0, n - 1.0]).double() for n in region.grid.shape], indexing="ij"))
         corners = nodes.index(region.grid.world(ends.flatten(1)))
         low = [max(0, int(np.floor(float(v)))) for v in corners.amin(1)]
@@ -90,5 +128,7 @@ def _near(transform: Polyrigid, nodes: Grid, within_mm: float) -> Bool[Tensor, "
         box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
         cut = [b - n for b, n in zip(high, nodes.shape, strict=True)]
         part = nodes.padded((-low[0], -low[1], -low[2]), (cut[0], cut[1], cut[2]))
-        out[box] |= (region(part.points().flatten(1)) <= within_mm).unflatten(0, part.shape)
-    return out
+        here = region.on(part)
+        owner[box] = torch.where(here < distance[box], k, owner[box])
+        distance[box] = torch.minimum(distance[box], here)
+    return distance, owner

@@ -23,7 +23,7 @@ from osteomorph.rigid_paths import PathKind, largest_angle_deg, log
 from osteomorph.transforms import Rigid, Transform
 
 STEPS = (4, 64)
-"""Fewest and most steps through time."""
+"""Fewest and most steps through time, where nothing else is said."""
 
 TOLERANCE_MM = {torch.float64: 1e-5, torch.float32: 1e-4}
 """What the implicit half step is solved to."""
@@ -221,6 +221,7 @@ def from_labels(
     background: Rigid | None = None,
     path: PathKind | None = None,
     steps: int | None = None,
+    least_steps: int = STEPS[0],
 ) -> Polyrigid:
     """The transform that moves each labelled bone by its pose (fixed -> moving, RAS mm).
 
@@ -230,7 +231,8 @@ def from_labels(
     gap_mm: least width left between two rigid regions anywhere along the path, 1.5 voxels by default. Bones nearer than
     that lose a rim, which `Body.rim` reports.
     background: motion far from bones; the best rigid fit to all bones by default.
-    path, steps: by default the path that keeps gaps widest, and as many steps as the steepest gap needs.
+    path, steps: by default the path that keeps gaps widest, and as many steps as the steepest gap needs, from ``least_steps``
+    on.
 
     A voxel is the geometric mean of the spacing. Raises InputError: no labels, a bone without voxels, or one that turns by
     more than 170 degrees against the others.
@@ -255,7 +257,9 @@ def from_labels(
     kind = joints.widest_path() if path is None else path
     relative = joints.relative(kind)
     regions = [rigid_region(k, bones, relative, margin, gap) for k in range(len(bones))]
-    wanted = steps if steps is not None else int(np.clip(np.ceil(steepness(bones, regions, relative) / 2), *STEPS))
+    wanted = (
+        steps if steps is not None else int(np.clip(np.ceil(steepness(bones, regions, relative) / 2), least_steps, STEPS[1]))
+    )
     bodies = tuple(
         Body(label, names[label], poses[label], bone, region)
         for label, bone, region in zip(labels, bones, regions, strict=True)

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from scipy import ndimage
 from torch import Tensor
 
-from osteomorph.geometry import Grid, Interpolation, sample
+from osteomorph.geometry import Grid, Interpolation, sample_at
 from osteomorph.image import Image, Labels
-from osteomorph.transforms import Transform
+from osteomorph.transforms import Rigid, Transform
 
 Kernel = Literal["linear", "bspline"]
 Outside = float | Literal["minimum", "border"]
@@ -50,10 +50,14 @@ def resample(
 
 def _by_slab(moving: Image | Labels, transform: Transform, onto: Grid, how: Interpolation, outside: float | None) -> Tensor:
     out = torch.empty(moving.data.shape[0], *onto.shape, dtype=moving.data.dtype)
+    there = onto.moved(transform.matrix) if isinstance(transform, Rigid) else None  # lattices stay lattices
+    working = torch.float32 if how == "linear" else torch.float64
     for start in range(0, onto.shape[0], SLAB):
-        points = transform(_slab(onto, start).points(torch.float64).flatten(1))
-        values = sample(moving.data, moving.grid, points, how, outside)
-        out[:, start : start + SLAB] = values.unflatten(-1, (-1, *onto.shape[1:]))
+        if there is not None:
+            index = moving.grid.index_of(_slab(there, start), working).flatten(1)
+        else:
+            index = moving.grid.index(transform(_slab(onto, start).points(torch.float64).flatten(1)))
+        out[:, start : start + SLAB] = sample_at(moving.data, index, how, outside).unflatten(-1, (-1, *onto.shape[1:]))
     return out
 
 

@@ -117,8 +117,7 @@ def ramp(regions: Sequence[DistanceMap], grid: Grid, ramp_mm: float) -> Float[Te
             tuple(-s.start for s in box),
             tuple(s.stop - n for s, n in zip(box, grid.shape, strict=True)),
         )
-        here = region(part.points().flatten(1)).unflatten(0, part.shape)
-        least[box] = torch.minimum(least[box], here)
+        least[box] = torch.minimum(least[box], region.on(part))
     share = ((least - still) / ramp_mm).clamp(0, 1)
     return share * share * (3 - 2 * share)
 

@@ -104,10 +104,9 @@ class Roughness:
         beside = basis.zero()
         for other, control in others:
             beside += _stiffness(_grams(basis, other, order), control)
-        constant = sum(
-            float((control * _stiffness(_grams(one, other, order), there)).sum())
-            for (one, control), (other, there) in product(others, others)
-        )
+        constant = 0.0
+        for (one, control), (other, there) in product(others, others):
+            constant += float((control * _stiffness(_grams(one, other, order), there)).sum())
         return cls(_grams(basis, basis, order), beside, constant)
 
     def __call__(self, control: Float[Tensor, "3 a b c"]) -> Float[Tensor, ""]:
