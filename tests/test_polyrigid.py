@@ -448,3 +448,44 @@ def test_what_cannot_be_built_is_refused():
         from_labels({1: Rigid.identity(), 2: about(UPPER, (0, 0, 178))}, labels, background=Rigid.identity())
     with pytest.raises(ValueError, match="gap"):
         from_labels(BENT, labels, gap_mm=0.0)
+
+
+# -- chains and contacts, whatever the motion --------------------------------------------------------------------------------
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(turns=st.tuples(*[st.tuples(st.floats(-20, 20), st.floats(-20, 20), st.floats(-20, 20))] * 2), whole=angles(20))
+def test_a_chain_that_turns_by_up_to_20_degrees_a_joint_is_rigid_and_comes_back(turns, whole):
+    """Each bone takes along those that hang on it, as hip, thigh and shank; the last moves by more than 20 mm."""
+    grid = cube_grid(56)
+    joints = ((0.0, 0.0, 12.0), (0.0, 0.0, -10.0))
+    labels = draw(
+        grid, box((0, 0, 20.0), (9.0, 7.0, 5.0)), box((0, 0, 1.0), (5.0, 5.0, 8.0)), box((0, 0, -19.0), (5.0, 5.0, 6.0))
+    )
+    pelvis = about((0, 0, 40.0), whole, (3.0, -4.0, 2.0))
+    limited = [np.array(turn) * min(1.0, 20.0 / max(np.linalg.norm(turn), 1e-6)) for turn in turns]
+    thigh = pelvis.after(about(joints[0], limited[0]))
+    poses = {1: pelvis, 2: thigh, 3: thigh.after(about(joints[1], limited[1]))}
+    transform = from_labels(poses, labels)
+    found = certify(transform, grid, 2000)
+    assert max(found.residual_mm.values()) <= 1e-3
+    assert found.inverse_max_mm < 0.05
+    assert found.least_determinant > 0
+    for label, pose in poses.items():
+        here = bone_points(transform, label)
+        assert here.shape[1] > 100
+        assert (transform(here) - pose(here)).norm(dim=0).max() <= 1e-3
+
+
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(turn=angles(11), slide=st.tuples(st.floats(-8, 8), st.floats(-8, 8), st.floats(-3, 1)))
+def test_touching_bones_report_a_rim_and_never_fold(turn, slide):
+    """Whatever one of two bones that touch does, also into the other: outside of the rim both are rigid, nothing folds."""
+    assume(np.linalg.norm(turn) > 2 or np.linalg.norm(slide) > 1)
+    grid = cube_grid()
+    touching = draw(grid, box((0, 0, -7), (8.0, 8, 7)), box((0, 0, 7), (8.0, 8, 7)))
+    transform = from_labels({1: Rigid.identity(), 2: about((0.0, 0, 7), turn, slide)}, touching)
+    found = certify(transform, grid, 2000)
+    assert min(found.rim_voxels.values()) > 0
+    assert max(found.residual_mm.values()) <= 1e-3
+    assert found.least_determinant > 0
+    assert found.inverse_mean_mm <= 0.05
+    assert sum(found.rim_voxels.values()) < 0.5 * int((touching.data > 0).sum())

@@ -11,8 +11,9 @@ from osteomorph.errors import InputError
 from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
 from osteomorph.plan import PosePlan
-from osteomorph.pose import poses, procrustes
+from osteomorph.pose import poses
 from osteomorph.pose_features import Side, about, centroid, described, jacobian, patch, slopes, taken
+from osteomorph.procrustes import procrustes
 from osteomorph.transforms import Displacement, Rigid
 
 SHAPE = (44, 40, 36)

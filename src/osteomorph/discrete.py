@@ -17,6 +17,7 @@ from torch.nn.functional import avg_pool3d, conv1d, pad
 from osteomorph import fields
 from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image
+from osteomorph.measure import robust_fit
 from osteomorph.plan import DiscreteLevel, DiscretePlan
 from osteomorph.transforms import Displacement
 
@@ -25,6 +26,9 @@ MOST_COSTS = 60_000_000
 
 AGREEMENTS = 6
 """Steps in which the two directions are made each other's inverse."""
+
+LEAST_NODES = 12
+"""In a field of view, to fit a rigid motion to."""
 
 PART = 256
 """Nodes whose displacements are looked at together, to stay in the cache."""
@@ -53,6 +57,8 @@ def discrete_field(
     found = start
     for level in plan.levels:
         found = discrete_step(fixed, moving, level, plan, fixed_weight, moving_weight, found)
+        if level.rigid:
+            found = rigid_part(found, moving.grid, fixed_weight)
     if found is None:
         return Displacement(torch.zeros(3, 1, 1, 1), fixed.grid.resampled(fixed.grid.size_mm))
     return found
@@ -88,8 +94,27 @@ def discrete_step(
         forth, back = _halfway(forth, back, nodes), _halfway(back, forth, nodes)
     if start is None:
         return Displacement(forth, nodes)
-    points = (nodes.points() + forth).flatten(1)
-    return Displacement(forth + sample(start.vectors, start.grid, points).unflatten(1, nodes.shape), nodes)
+    return followed(Displacement(forth, nodes), start)
+
+
+def followed(first: Displacement, second: Displacement) -> Displacement:
+    """second(first(x)) on the grid of the first."""
+    points = (first.grid.points() + first.vectors).flatten(1)
+    then = sample(second.vectors, second.grid, points).unflatten(1, first.grid.shape)
+    return Displacement(first.vectors + then, first.grid)
+
+
+def rigid_part(field: Displacement, seen: Grid, weight: Image | None = None) -> Displacement:
+    """The rigid motion nearest to a field where its weight is above a half and it leads into a field of view, on its grid."""
+    points = field.grid.points(torch.float64).flatten(1)
+    there = field(points)
+    inside = seen.contains(there)
+    if weight is not None:
+        inside &= sample(weight.data[:1].float(), weight.grid, points, outside=0.0)[0] > 0.5
+    if int(inside.sum()) < LEAST_NODES:
+        return field
+    motion = robust_fit(points[:, inside], there[:, inside])
+    return Displacement((motion(points) - points).float().unflatten(1, field.grid.shape), field.grid)
 
 
 def _lattice(grid: Grid, level: DiscreteLevel) -> Grid:

@@ -18,15 +18,17 @@ from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image, Labels
 from osteomorph.inputs import Bones
 from osteomorph.lattice import lattice, rigid_displacement
-from osteomorph.measure import fit_rigid
+from osteomorph.measure import robust_fit
 from osteomorph.plan import Plan, SoftPlan
 from osteomorph.polyrigid import Polyrigid, from_labels
 from osteomorph.pose import BonePose, poses
-from osteomorph.prepare import resampled_case
+from osteomorph.pose_doubts import BELIEVED, collided, settled, thinned
+from osteomorph.prepare import MARGIN_MM, resampled_case
 from osteomorph.refine import refine
 from osteomorph.resampling import regrid, resample
 from osteomorph.soft_field import soft_field
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
+from osteomorph.wide_guess import wide_field
 
 Side = Literal["fixed", "moving"]
 
@@ -97,17 +99,21 @@ def _anywhere(label: int, wanted: list[Side], present: Mapping[str, set[int]]) -
 
 
 def dense_guess(prepared: Case, start: Rigid, plan: Plan, seed: int, progress: Progress | None) -> Transform:
-    """A smooth field that knows no bones, fixed mm -> moving mm, from images at ``plan.guess_mm``."""
+    """A smooth field that knows no bones, fixed mm -> moving mm: a wide search, then, where the plan has levels for it, an
+    optimisation from images at ``plan.guess_mm``."""
+    wide = wide_field(prepared, start, plan.discrete, progress) if plan.discrete.levels else None
+    if wide is not None and not plan.guess.levels:
+        return start.after(wide)
     fixed, moving = (
         regrid(image, image.grid.resampled(np.maximum(plan.guess_mm, image.grid.spacing_mm)))
         for image in (prepared.fixed, prepared.moving)
     )
     masks = _on(prepared.fixed_mask, fixed.grid), _on(prepared.moving_mask, moving.grid)
     coarse = Case(fixed, moving, fixed_mask=masks[0], moving_mask=masks[1])
-    carried = resampled_case(coarse, start)
+    carried = resampled_case(coarse, start, MARGIN_MM if wide is None else MARGIN_MM + plan.discrete.levels[0].reach_mm)
     if carried.fixed_mask is None and plan.guess.foreground:
         carried = replace(carried, fixed_mask=foreground(carried.fixed))
-    warp, _ = refine(carried, plan.guess, (), seed, progress)
+    warp, _ = refine(carried, plan.guess, (), seed, progress, wide)
     return start.after(warp)
 
 
@@ -146,30 +152,46 @@ def first_poses(
     return dict(sorted(found.items()))
 
 
-def robust_fit(points: Float[Tensor, "3 n"], moved: Float[Tensor, "3 n"], rounds: int = 4) -> Rigid:
-    """Kabsch's fit to the points that come within 2.5 robust standard deviations of the fit before, at least half of them."""
-    kept = torch.ones_like(points[0], dtype=torch.bool)
-    pose = Rigid(fit_rigid(points, moved)[0])
-    for _ in range(rounds):
-        left = (pose(points) - moved).norm(dim=0)
-        middle = float(left.median())
-        kept = left <= max(2.5 * middle, 1e-6)
-        pose = Rigid(fit_rigid(points[:, kept], moved[:, kept])[0])
-    return pose
-
-
 def refined_poses(
     prepared: Case, first: Mapping[int, Rigid], plan: Plan, sides: Mapping[int, Side], progress: Progress | None
 ) -> dict[int, BonePose]:
-    """Poses fitted to the images, each bone in the frame of its labels; the first one where the images do not tell."""
+    """Poses fitted to the images, each bone in the frame of its labels.
+
+    A bone that the images do not show from its first pose is tried from that of the bone nearest to it. Where they do not tell
+    all six degrees of freedom, the first pose fills in. Bones that come to lie in each other are not determined.
+    """
     found: dict[int, BonePose] = {}
-    for side in ("fixed", "moving"):
+    maps: dict[Side, Labels | None] = {"fixed": prepared.fixed_labels, "moving": prepared.moving_labels}
+    for side, labels in maps.items():
         ids = [label for label in first if sides[label] == side]
-        if ids:
-            start = {label: first[label] for label in ids}
-            found |= poses(prepared, start, plan.pose, ids, side, progress)
-    kept = {label: bone if bone.determined else replace(bone, pose=first[label]) for label, bone in found.items()}
-    return dict(sorted(kept.items()))
+        if not ids or labels is None:
+            continue
+        points = {k: thinned(labels.grid.world((labels.data[0] == k).nonzero().T.double())) for k in ids}
+        start = {label: first[label] for label in ids}
+        here = poses(prepared, start, plan.pose, ids, side, progress)
+        again = _from_neighbours(here, points)
+        if again:
+            better = poses(prepared, again, plan.pose, list(again), side)
+            here |= {label: bone for label, bone in better.items() if bone.determined}
+        turned = {k: bone if side == "moving" else replace(bone, pose=bone.pose.inverse()) for k, bone in here.items()}
+        seen = {k: turned[k].pose.inverse()(points[k]) for k in here}
+        wrong = collided({k: bone for k, bone in turned.items() if bone.determined}, labels, seen)
+        here = {label: replace(bone, determined=bone.determined and label not in wrong) for label, bone in here.items()}
+        for label, bone in here.items():
+            fixed = points[label] if side == "fixed" else seen[label]
+            found[label] = bone if bone.determined else settled(bone, first[label], fixed)
+    return dict(sorted(found.items()))
+
+
+def _from_neighbours(found: Mapping[int, BonePose], points: Mapping[int, Float[Tensor, "3 n"]]) -> dict[int, Rigid]:
+    """For bones that were not found, the pose of the nearest one that was."""
+    sure = [label for label, bone in found.items() if bone.determined]
+    out = {}
+    for label, bone in found.items():
+        if sure and not bone.determined and bone.gain < BELIEVED:
+            middle = points[label].mean(1)
+            out[label] = found[min(sure, key=lambda k: float((points[k].mean(1) - middle).norm()))].pose
+    return out
 
 
 def build_base(
@@ -284,9 +306,13 @@ def warnings_of(exact: ExactBones, names: Mapping[int, str]) -> list[str]:
     out = []
     for label, bone in exact.poses.items():
         if not bone.determined:
+            how = (
+                f"it may be off by {bone.rotation_sd_deg:.2g} degrees and {bone.shift_sd_mm:.2g} mm (one standard deviation)"
+                if np.isfinite(bone.covariance).all()
+                else "it follows its surroundings"
+            )
             out.append(
-                f"The images do not tell the pose of bone {names.get(label, label)}: it may be off by "
-                f"{bone.rotation_sd_deg:.2g} degrees and {bone.shift_sd_mm:.2g} mm (one standard deviation)."
+                f"The images do not tell the pose of bone {names.get(label, label)}: {how}. Look at it before you use it."
             )
     certificate = exact.certificate
     touching = [names.get(label, str(label)) for label, count in certificate.rim_voxels.items() if count > 0]

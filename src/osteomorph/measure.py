@@ -17,7 +17,7 @@ from osteomorph.case import Case
 from osteomorph.geometry import Grid
 from osteomorph.image import Labels
 from osteomorph.resampling import resample
-from osteomorph.transforms import Transform
+from osteomorph.transforms import Rigid, Transform
 
 Mask = Bool[Tensor, "1 i j k"]
 
@@ -118,6 +118,18 @@ def fit_rigid(points: Float[Tensor, "3 n"], moved: Float[Tensor, "3 n"]) -> tupl
     matrix[:3, 3] = (centre_b - rotation @ centre_a)[:, 0]
     left = np.linalg.norm(rotation @ (a - centre_a) - (b - centre_b), axis=0)
     return matrix, float(left.max()), float(np.sqrt((left**2).mean()))
+
+
+def robust_fit(points: Float[Tensor, "3 n"], moved: Float[Tensor, "3 n"], rounds: int = 4) -> Rigid:
+    """Kabsch's fit to the points that come within 2.5 robust standard deviations of the fit before, at least half of them."""
+    kept = torch.ones_like(points[0], dtype=torch.bool)
+    pose = Rigid(fit_rigid(points, moved)[0])
+    for _ in range(rounds):
+        left = (pose(points) - moved).norm(dim=0)
+        middle = float(left.median())
+        kept = left <= max(2.5 * middle, 1e-6)
+        pose = Rigid(fit_rigid(points[:, kept], moved[:, kept])[0])
+    return pose
 
 
 def rigidity_residual(transform: Transform, points: Float[Tensor, "3 n"]) -> tuple[float, float]:

@@ -108,6 +108,9 @@ class DiscreteLevel(_Stage):
     """Lattice voxels between two nodes, which each have a displacement."""
     reach_mm: float = Field(gt=0)
     """Largest displacement along each axis."""
+    rigid: bool = False
+    """Whether the next level begins from the rigid motion nearest to the field instead of the field itself: what turns is then
+    described anew under its rotation."""
 
 
 class DiscretePlan(_Stage):
@@ -118,7 +121,7 @@ class DiscretePlan(_Stage):
     coupling: tuple[float, ...] = Field(default=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0), min_length=1)
     """How strongly a node's displacement is held to the smooth field, round by round: standard deviations of a typical node's
     costs per squared voxel of the lattice."""
-    smooth_nodes: float = Field(default=1.0, ge=0)
+    smooth_nodes: float = Field(default=2.0, ge=0)
     """Standard deviation of the Gaussian that smooths displacements, in nodes."""
 
 
@@ -202,12 +205,12 @@ class Plan(_Stage):
     """How bones are held: one rigid motion each, or by the rigidity penalty's weight."""
     refine: RefinePlan = RefinePlan()
     """The field where bones are not exact."""
-    guess_mm: float = Field(default=2.0, gt=0)
-    """Spacing of the images on which exact bones are first looked for."""
     discrete: DiscretePlan = DiscretePlan()
-    """The search before that, wide where the guess is not."""
+    """The search for the field from which exact bones' first poses are read."""
     guess: RefinePlan = RefinePlan()
-    """The field from which exact bones' first poses are read."""
+    """Its optimisation after that; without levels the search alone decides."""
+    guess_mm: float = Field(default=2.0, gt=0)
+    """Spacing of the images of that optimisation, and of the points at which first poses are read."""
     pose: PosePlan = PosePlan()
     soft: SoftPlan = SoftPlan()
     network: NetworkPlan = NetworkPlan()

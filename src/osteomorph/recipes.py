@@ -3,7 +3,18 @@
 from collections.abc import Callable
 
 from osteomorph.errors import InputError
-from osteomorph.plan import InitialisePlan, Level, Plan, PosePlan, PreparePlan, RefinePlan, SoftPlan, Weights
+from osteomorph.plan import (
+    DiscreteLevel,
+    DiscretePlan,
+    InitialisePlan,
+    Level,
+    Plan,
+    PosePlan,
+    PreparePlan,
+    RefinePlan,
+    SoftPlan,
+    Weights,
+)
 
 THESIS_LEVELS = (
     Level(control_mm=16, iterations=60, step_mm=1.0, samples=150_000, smooth_mm=2.0),
@@ -18,13 +29,13 @@ def default() -> Plan:
         update={
             "name": "default",
             "bones": "exact",
-            "guess": RefinePlan(
-                field_spacing_mm=4.0,
+            "discrete": DiscretePlan(
                 levels=(
-                    Level(control_mm=24, iterations=25, step_mm=1.5, samples=20_000, smooth_mm=3.0, bending_factor=2.0),
-                    Level(control_mm=14, iterations=20, step_mm=0.8, samples=20_000, smooth_mm=1.0),
+                    DiscreteLevel(spacing_mm=5.0, reach_mm=30.0, rigid=True),
+                    DiscreteLevel(spacing_mm=5.0, reach_mm=15.0, rigid=True),
+                    DiscreteLevel(spacing_mm=3.0, reach_mm=9.0),
+                    DiscreteLevel(spacing_mm=2.0, reach_mm=6.0, stride=3),
                 ),
-                weights=Weights(mind=60.0, mutual_information=1.0, diffusion=0.5, bending=100.0),
             ),
             "pose": PosePlan(spacings_mm=(2.0, 1.0), search_mm=0.0, search_deg=0.0),
             "soft": SoftPlan(
