@@ -59,9 +59,7 @@ class Size:
 
 SIZES: dict[SizeName, Size] = {
     "tiny": Size(5, 6.0, 6.0, (24, 24, 16), 1, 2e-3, (0.5, 2.0), folds=1),
-    "small": Size(
-        49, 2.0, 2.0, (48, 64, 32), 40, 2e-3, (0.01, 0.05, 0.2, 1.0), bf16=True, bone_mm=(5.0, 12.0), gamma1=0.2
-    ),
+    "small": Size(49, 2.0, 2.0, (48, 64, 32), 40, 2e-3, (0.01, 0.05, 0.2, 1.0), bf16=True, bone_mm=(5.0, 12.0), gamma1=0.2),
     "full": Size(49, None, 1.0, (320, 320, 96), 1000, 4e-4, (0.01, 0.1, 0.5, 2.0, 8.0), bf16=True, checkpointing=True),
 }
 """tiny: for tests. small: hours on two cores; fewer steps than the thesis, so a larger learning rate. full: the thesis'."""

@@ -45,6 +45,7 @@ def write_report(context: Context, study: str, sections: Sequence[Section]) -> P
         f"| motion | a bone is up to {low:g} to {high:g} mm off after the start |",
         f"| registered at | {size.spacing_mm:g} mm, {' x '.join(map(str, size.shape))} voxels (AP, SI, LR) |",
         f"| training | {size.epochs} epochs, Adam {size.learning_rate:g}, batch 1, {size.folds} folds |",
+        f"| gamma1 | {size.gamma1:g} (the thesis: 2) |",
         f"| time | {duration(float(sum(spent.values())))}: " + ", ".join(f"{k} {duration(v)}" for k, v in steps.items()) + " |",
         f"| machine | {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {context.device} |",
         f"| versions | osteomorph {__version__}, torch {torch.__version__}, Python {platform.python_version()} |",
