@@ -179,3 +179,20 @@ def test_many_channels_side_by_side_are_sampled_like_others(shape):
     half = sample(side_by_side.half(), grid, points.float())
     assert half.dtype == torch.float32
     assert torch.allclose(half, found[0][0].float(), atol=1e-3)
+
+
+def test_a_grid_knows_which_of_its_voxels_another_one_holds(grid):
+    crop = grid.padded((-2, -1, -3), (-1, 0, -2))
+    part = grid.part(crop)
+    assert part is not None
+    everywhere = grid.points(torch.float64)
+    assert torch.allclose(everywhere[:, part[0], part[1], part[2]], crop.points(torch.float64), atol=1e-9)
+    assert grid.part(grid.padded((1, 0, 0))) is None
+    assert grid.part(grid.resampled(0.9 * grid.spacing_mm)) is None
+
+
+def test_index_of_another_grid_is_that_of_its_points(grid):
+    other = GRIDS["oblique"].resampled(2.5)
+    expected = grid.index(other.points(torch.float64).flatten(1)).unflatten(1, other.shape)
+    assert torch.allclose(grid.index_of(other, torch.float64), expected, atol=1e-9)
+    assert torch.allclose(grid.index_of(other), expected.float(), atol=1e-4)

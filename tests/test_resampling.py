@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
 from osteomorph.resampling import regrid, regrid_labels, resample
-from osteomorph.transforms import Rigid
+from osteomorph.transforms import Displacement, Rigid
 
 
 def turn(angles=(4, -6, 9), shift=(2.0, -1.0, 1.5)) -> Rigid:
@@ -112,3 +112,12 @@ def test_labels_regrid_to_the_nearest():
     labels = Labels(torch.randint(0, 5, (1, *GRIDS["LPS"].shape)), GRIDS["LPS"])
     assert regrid_labels(labels, labels.grid) is labels
     assert set(regrid_labels(labels, labels.grid.resampled(0.5)).ids()) == set(labels.ids())
+
+
+def test_a_field_at_its_own_voxels_is_what_it_is_anywhere(grid):
+    field = Displacement(torch.randn(3, *grid.shape), grid)
+    chain = Rigid(np.diag([-1.0, -1.0, 1.0, 1.0])).after(field)
+    for transform in (field, chain):
+        for onto in (grid, grid.padded((-3, 0, -1)), grid.padded((2, 0, 0)), grid.resampled(2.0)):
+            expected = transform(onto.points(torch.float64).flatten(1))
+            assert torch.allclose(transform.carried(onto), expected, atol=1e-4)

@@ -255,8 +255,8 @@ def stored_field(psi: Displacement, field: Displacement, onto: Grid) -> Displace
     out = torch.empty(3, *onto.shape)
     for start in range(0, onto.shape[0], 16):
         slab = onto.padded((-start, 0, 0), (min(0, start + 16 - onto.shape[0]), 0, 0))
-        points = slab.points(torch.float64).flatten(1)
-        out[:, start : start + 16] = (field(psi(points)) - points).float().unflatten(1, slab.shape)
+        moved = field.after(psi).carried(slab)
+        out[:, start : start + 16] = moved.sub_(slab.points(torch.float64).flatten(1)).float().unflatten(1, slab.shape)
     return Displacement(out, onto)
 
 

@@ -148,6 +148,19 @@ class Grid:
         after = tuple(m - n - b for n, m, b in zip(self.shape, shape, before, strict=True))
         return self.padded((before[0], before[1], before[2]), (after[0], after[1], after[2]))
 
+    def part(self, other: "Grid", tolerance_mm: float = 1e-6) -> tuple[slice, slice, slice] | None:
+        """Where the voxels of another grid lie in this one's arrays; None where they are not voxels of this grid."""
+        corner = np.rint((np.linalg.inv(self.affine) @ other.affine[:, 3])[:3]).astype(int)
+        ends = corner + other.shape
+        if corner.min() < 0 or (ends > self.shape).any():
+            return None
+        before, after = (-corner).tolist(), (ends - self.shape).tolist()
+        crop = self.padded((before[0], before[1], before[2]), (after[0], after[1], after[2]))
+        if not crop.isclose(other, tolerance_mm):
+            return None
+        i, j, k = (slice(int(low), int(high)) for low, high in zip(corner, ends, strict=True))
+        return i, j, k
+
     def moved(self, matrix: np.ndarray) -> "Grid":
         """The grid carried along by a rigid 4x4 matrix (RAS mm)."""
         return Grid(self.shape, np.asarray(matrix, dtype=np.float64) @ self.affine)

@@ -165,9 +165,9 @@ def outlined(panel: RGB, labels: Labels | None, plane: Plane, at_mm: np.ndarray,
         return panel
     edge = outlines(enlarged(slice_plane(labels.data[0], labels.grid, plane, at_mm).values, panel.shape[:2]))
     drawn, of = DASHES[line]
-    row, column = np.indices(edge.shape, sparse=True)
+    row, column = (np.arange(n) for n in edge.shape)
     out = panel.copy()
-    out[edge & ((row + column) % of < drawn)] = ImageColor.getrgb(colour)
+    out[edge & ((row[:, None] + column) % of < drawn)] = ImageColor.getrgb(colour)
     return out
 
 

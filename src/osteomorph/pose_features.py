@@ -1,5 +1,6 @@
 """What a bone looks like at one resolution: points of its shell, MIND-SSC there, and how it changes with a motion."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -127,7 +128,7 @@ def patch(
     lattice = grid.padded((int(before[0]), int(before[1]), int(before[2])), (int(after[0]), int(after[1]), int(after[2])))
     inner = lattice.padded((-pad, -pad, -pad))
     points = inner.points(torch.float64).flatten(1)
-    distance = bone(points)
+    distance = bone.on(inner).flatten().double()
     near = (distance <= shell_mm).nonzero()[:, 0]
     for other in others:
         near = near[other(points[:, near]) >= distance[near]]
@@ -150,7 +151,8 @@ def patch(
 
 
 def taken(features: Float[Tensor, "c i j k"], index: Int[Tensor, "3 n"]) -> Float[Tensor, "c n"]:
-    return features[:, index[0], index[1], index[2]]
+    rows = features.permute(1, 2, 3, 0).reshape(-1, len(features))  # a voxel's channels lie side by side
+    return rows.index_select(0, _flat(index, features.shape[1:])).T
 
 
 def slopes(features: Float[Tensor, "c i j k"], lattice: Grid, index: Int[Tensor, "3 n"]) -> Float[Tensor, "c 3 n"]:
@@ -236,7 +238,7 @@ def search(
     return [Rigid(start.matrix @ motion) for motion in found]
 
 
-def _flat(index: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def _flat(index: Tensor, shape: Sequence[int]) -> Tensor:
     return (index[0] * shape[1] + index[1]) * shape[2] + index[2]
 
 

@@ -56,7 +56,7 @@ def _by_slab(moving: Image | Labels, transform: Transform, onto: Grid, how: Inte
         if there is not None:
             index = moving.grid.index_of(_slab(there, start), working).flatten(1)
         else:
-            index = moving.grid.index(transform(_slab(onto, start).points(torch.float64).flatten(1)))
+            index = moving.grid.index(transform.carried(_slab(onto, start)))
         out[:, start : start + SLAB] = sample_at(moving.data, index, how, outside).unflatten(-1, (-1, *onto.shape[1:]))
     return out
 
@@ -70,7 +70,7 @@ def _bspline(moving: Image, transform: Transform, onto: Grid, fill: float) -> Fl
     out = torch.empty(len(coefficients), *onto.shape, dtype=moving.data.dtype)
 
     def fill_slab(start: int) -> None:
-        points = transform(_slab(onto, start).points(torch.float64).flatten(1))
+        points = transform.carried(_slab(onto, start))
         index = moving.grid.index(points).numpy()
         inside = moving.grid.contains(points)
         for c, coefficient in enumerate(coefficients):

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any, Literal, final
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -283,7 +282,8 @@ def pairs_as_seen_from(reference: Grid, grid: Grid) -> tuple[Pair, ...]:
     Axes that are swapped or reversed cost nothing; what is left of a rotation, 45 degrees at most, stays.
     """
     turn = grid.direction.T @ reference.direction
-    axes, columns = linear_sum_assignment(-np.abs(turn))
+    columns = np.arange(3)
+    axes = np.array(max(permutations(range(3)), key=lambda order: np.abs(turn[list(order), columns]).sum()))
     nearest = np.zeros((3, 3), dtype=int)
     nearest[axes, columns] = np.sign(turn[axes, columns])
 

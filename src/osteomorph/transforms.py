@@ -7,7 +7,7 @@ from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from osteomorph import fields
@@ -43,9 +43,13 @@ class Transform(ABC):
         out = torch.empty(3, *grid.shape, dtype=dtype)
         for start in range(0, grid.shape[0], 32):  # slabs, so that 512^3 voxels need no second copy
             slab = grid.padded((-start, 0, 0), (min(0, start + 32 - grid.shape[0]), 0, 0))
-            points = slab.points(torch.float64).flatten(1)
-            out[:, start : start + 32] = (self(points) - points).to(dtype).unflatten(-1, slab.shape)
+            moved = self.carried(slab).sub_(slab.points(torch.float64).flatten(1))
+            out[:, start : start + 32] = moved.to(dtype).unflatten(-1, slab.shape)
         return out
+
+    def carried(self, grid: Grid) -> Float64[Tensor, "3 n"]:
+        """Where every voxel centre of a grid goes."""
+        return self(grid.points(torch.float64).flatten(1))
 
 
 def _steps(transform: Transform) -> tuple[Transform, ...]:
@@ -117,6 +121,12 @@ class Displacement(Transform):
     def __call__(self, points_mm: Float[Tensor, "3 n"]) -> Float[Tensor, "3 n"]:
         return points_mm + sample(self.vectors, self.grid, points_mm).to(points_mm.dtype)
 
+    def carried(self, grid: Grid) -> Float64[Tensor, "3 n"]:
+        part = self.grid.part(grid)
+        if part is None:
+            return self(grid.points(torch.float64).flatten(1))
+        return grid.points(torch.float64).add_(self.vectors[:, part[0], part[1], part[2]]).flatten(1)
+
     def inverse(self) -> "Displacement":
         """By Newton steps, on this grid padded by the largest displacement."""
         onto = self.grid.padded(fields.margin_voxels(self.vectors, self.grid))
@@ -144,6 +154,9 @@ class Velocity(Transform):
     def __call__(self, points_mm: Float[Tensor, "3 n"]) -> Float[Tensor, "3 n"]:
         return self.flow(points_mm)
 
+    def carried(self, grid: Grid) -> Float64[Tensor, "3 n"]:
+        return self.flow.carried(grid)
+
     def inverse(self) -> "Velocity":
         return Velocity(-self.vectors, self.grid, self.squarings)
 
@@ -157,6 +170,12 @@ class Chain(Transform):
 
     def __call__(self, points_mm: Float[Tensor, "3 n"]) -> Float[Tensor, "3 n"]:
         for step in self.steps:
+            points_mm = step(points_mm)
+        return points_mm
+
+    def carried(self, grid: Grid) -> Float64[Tensor, "3 n"]:
+        points_mm = self.steps[0].carried(grid)
+        for step in self.steps[1:]:
             points_mm = step(points_mm)
         return points_mm
 

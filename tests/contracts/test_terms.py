@@ -343,8 +343,8 @@ def inverse_direction(monkeypatch) -> None:
 def image_times_weight(monkeypatch) -> None:
     kept = similarity.mutual_information
 
-    def multiplied(fixed, moved, weight, bins, kernel):
-        return kept(fixed * weight, moved * weight, None, bins, kernel)
+    def multiplied(fixed, moved, weight, bins, kernel, levels):
+        return kept(fixed * weight, moved * weight, None, bins, kernel, levels)
 
     monkeypatch.setattr(similarity, "mutual_information", multiplied)
 
