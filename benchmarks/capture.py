@@ -86,7 +86,8 @@ def made(view: str, number: int, options: argparse.Namespace) -> Pair:
         pair = simulate(procedural(view, seed)(0).anatomy, settings, seed)
         case, poses = pair.case, pair.poses
         if kept is not None:
-            torch.save({"case": case, "poses": poses}, kept)
+            more = {"displacement": pair.displacement, "body": pair.fixed_body, "bones": pair.fixed_bones}
+            torch.save({"case": case, "poses": poses, **more}, kept)
     labels = case.fixed_labels
     points = {k: labels.grid.world((labels.data[0] == k).nonzero().T.double())[:, ::7] for k in labels.ids()}
     case = replace(case, fixed_labels=None) if options.frame == "moving" else replace(case, moving_labels=None)

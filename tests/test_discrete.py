@@ -15,7 +15,8 @@ PLAN = DiscretePlan(
     levels=(
         DiscreteLevel(spacing_mm=5.0, stride=2, reach_mm=20.0),
         DiscreteLevel(spacing_mm=3.0, stride=2, reach_mm=6.0),
-    )
+    ),
+    smooth_nodes=1.0,
 )
 
 
@@ -126,7 +127,7 @@ def test_both_directions_agree():
 def test_it_is_the_same_every_time_and_needs_levels_to_move():
     moving, grid = features(2), VIEWS["RAS"]
     fixed = seen_through(moving, grid)
-    level = DiscretePlan(levels=PLAN.levels[:1])
+    level = PLAN.model_copy(update={"levels": PLAN.levels[:1]})
     assert torch.equal(discrete_field(fixed, moving, level).vectors, discrete_field(fixed, moving, level).vectors)
     points = inner(grid)
     assert torch.equal(discrete_field(fixed, moving, DiscretePlan())(points), points)

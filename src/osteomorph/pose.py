@@ -55,9 +55,6 @@ RIVAL = 0.002
 """Score by which a pose has to be better than the same bone in the place of a neighbour that looks like it. On three simulated
 spines shifted by one vertebra the wrong place was worse by 0.006 to 0.04."""
 
-SAFE = 0.3
-"""Gain from which on no rival is looked for."""
-
 ALIKE = 2.0
 """Ratio of volumes up to which a neighbour may be taken for a bone."""
 
@@ -192,7 +189,7 @@ def _bone_pose(
     runaway = np.sqrt(3) * plan.search_mm + 0.5 * radius + 10.0
     if not np.isfinite(best.score) or best.gain <= CHANCE or _rms_mm(best.pose, first, here) > runaway:
         return lost
-    ambiguous = ambiguous or (best.gain < SAFE and _has_rival(here, other, best, _rivals(maps, label), plan, coarse, tried))
+    ambiguous = ambiguous or _has_rival(here, other, best, _rivals(maps, label), plan, coarse, tried)
     pose, covariance = best.pose, _covariance(here, other, best.pose)
     scale = np.repeat([radius, 1.0], 3)
     worst = _largest_sd(covariance * np.outer(scale, scale))
