@@ -80,13 +80,16 @@ class Steps:
             return replace(case, fixed_mask=foreground(case.fixed))
 
     @cached_property
-    def first(self) -> dict[int, Rigid]:
+    def dense(self) -> Transform:
         prepared = self.prepared
         with self.clock("guess"):
-            dense = dense_guess(replace(prepared, fixed_mask=None), START, self.plan, self.plan.seed, None)
-            assert self.given.moving_labels is not None
-            ids = tuple(self.given.moving_labels.ids())
-            return first_poses(dense, START, prepared, sides_of(ids, "moving", prepared), self.plan.guess_mm)
+            return dense_guess(self.given, replace(prepared, fixed_mask=None), START, self.plan, self.plan.seed, None)
+
+    @cached_property
+    def first(self) -> dict[int, Rigid]:
+        assert self.given.moving_labels is not None
+        ids = tuple(self.given.moving_labels.ids())
+        return first_poses(self.dense, START, self.prepared, sides_of(ids, "moving", self.prepared), self.plan.guess_mm)
 
     @cached_property
     def refined(self) -> dict[int, BonePose]:
@@ -116,7 +119,7 @@ class Steps:
     def around(self, base: Polyrigid, field: Displacement, soft: SoftPlan | None = None) -> tuple[Transform, Transform]:
         """The field after the soft stage around a base's regions, and its inverse."""
         plan = self.plan.soft if soft is None else soft
-        psi, _ = soft_around(self.prepared, base, field, START, plan, self.plan.seed, None)
+        psi, _ = soft_around(self.prepared, base, field, START, self.dense, plan, self.plan.seed, None)
         flow = psi if isinstance(psi, Displacement) else psi.flow
         stored = stored_field(flow, field, self.prepared.fixed.grid)
         return stored, psi.inverse().after(field.inverse())

@@ -1,6 +1,6 @@
 """How well the shipped network tells bones apart, and how well its features find their partner.
 
-    python benchmarks/bones.py drawn [--weights FILE] [--patients 20]
+    python benchmarks/bones.py drawn [--weights FILE] [--patients 20] [--cache DIR]
     python benchmarks/bones.py real --data FOLDER [--pictures DIR]
     python benchmarks/bones.py features
 
@@ -19,7 +19,7 @@ extra     found bones of which less than a fifth is labelled, where the label ma
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -34,7 +34,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch.nn.functional import avg_pool3d
 
-from osteomorph.bone_anatomies import REAL, Patient, drawn_patient
+from osteomorph.bone_anatomies import REAL, drawn_patient
 from osteomorph.bone_network import BoneNetwork, load_bone_network, shipped_network, unit_intensities
 from osteomorph.found_bones import FoundBones, features_of, find_bones
 from osteomorph.geometry import Grid, sample
@@ -89,8 +89,9 @@ def count(name: str, truth: Labels, found: FoundBones, seconds: float, complete:
     inside = 1 - shared[0, 1:] / np.maximum(said_sizes[1:], 1)
     both = int(((true > 0) & (said > 0)).sum())
     return Count(
-        name, len(wanted), float(np.mean(dice)), float(np.min(dice)), 2 * both / max(int((true > 0).sum() + (said > 0).sum()), 1),
-        int((covers.sum(0) > 1).sum()), split, missed, int((inside < 0.2).sum()) if complete else 0, seconds,
+        name, len(wanted), float(np.mean(dice)), float(np.min(dice)),
+        2 * both / max(int((true > 0).sum() + (said > 0).sum()), 1), int((covers.sum(0) > 1).sum()), split, missed,
+        int((inside < 0.2).sum()) if complete else 0, seconds,
     )  # fmt: skip
 
 
@@ -101,7 +102,8 @@ def timed(image: Image, network: BoneNetwork) -> tuple[FoundBones, float]:
 
 
 def table(rows: Sequence[Count]) -> str:
-    head = "| image | bones | Dice | least | bone Dice | merged | split | missed | extra | CPU s |\n|---|---|---|---|---|---|---|---|---|---|"
+    names = ("image", "bones", "Dice", "least", "bone Dice", "merged", "split", "missed", "extra", "CPU s")
+    head = f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
     lines = [
         f"| {r.name} | {r.bones} | {r.dice:.3f} | {r.least_dice:.3f} | {r.bone_dice:.3f} | {r.merged} | {r.split} | {r.missed} "
         f"| {r.extra} | {r.seconds:.1f} |"
@@ -111,31 +113,34 @@ def table(rows: Sequence[Count]) -> str:
 
 
 # -- drawn patients ----------------------------------------------------------------------------------------------------------
-def drawn_pairs(number: int) -> Iterator[tuple[str, str, Patient, Sample]]:
-    """Patients whose whole view is one pair; MR contrasts in turn."""
-    for n in range(number):
-        view = VIEWS[n % len(VIEWS)]
-        patient = drawn_patient(view, SEED, n)
-        size = next(iter(patient.atlas.views.values())).size_mm
-        shape = tuple(int(s / 1.5) for s in size)
-        contrast = CONTRASTS[n % len(CONTRASTS)]
-        pairs = SimulatedPairs(
-            [patient.atlas], (shape[0], shape[1], shape[2]), 1.5, offset_deg=0, offset_mm=0, contrasts=[contrast], scaled=False, seed=SEED
-        )  # fmt: skip
-        yield f"{view} {n}", contrast, patient, pairs.pair(n)
+def drawn_pair(number: int, folder: Path | None) -> tuple[str, str, Sample]:
+    """What it is, the MR's contrast, and the whole view of a patient as one pair; made once where there is a folder."""
+    view, contrast = VIEWS[number % len(VIEWS)], CONTRASTS[number % len(CONTRASTS)]
+    path = None if folder is None else folder / f"{view}{number}.pt"
+    if path is not None and path.is_file():
+        return f"{view} {number}", contrast, torch.load(path, weights_only=False)
+    patient = drawn_patient(view, SEED, number)
+    i, j, k = (int(s / 1.5) for s in next(iter(patient.atlas.views.values())).size_mm)
+    pairs = SimulatedPairs(
+        [patient.atlas], (i, j, k), 1.5, offset_deg=0, offset_mm=0, contrasts=[contrast], scaled=False, seed=SEED
+    )
+    pair = pairs.pair(number)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(pair, path)
+    return f"{view} {number}", contrast, pair
 
 
-def drawn(network: BoneNetwork, number: int) -> list[Count]:
+def drawn(network: BoneNetwork, number: int, folder: Path | None) -> list[Count]:
     rows = []
-    for name, contrast, _, pair in drawn_pairs(number):
+    for n in range(number):
+        name, contrast, pair = drawn_pair(n, folder)
         for kind, data, labels in (("CT", pair.moving, pair.moving_labels), (contrast, pair.fixed, pair.fixed_labels)):
             found, seconds = timed(Image(data, pair.grid), network)
             rows.append(count(f"{name} {kind}", Labels(labels, pair.grid), found, seconds))
             print(table(rows[-1:]).splitlines()[-1], flush=True)
-    for kind in ("CT", "MR"):
-        part = [r for r in rows if r.name.endswith(" CT") == (kind == "CT")]
-        rows.append(summary(f"all {kind}", part))
-    return rows
+    parts = {"CT": [r for r in rows if r.name.endswith(" CT")], "MR": [r for r in rows if not r.name.endswith(" CT")]}
+    return rows + [summary(f"all {kind}", part) for kind, part in parts.items()]
 
 
 def summary(name: str, rows: Sequence[Count]) -> Count:
@@ -163,7 +168,7 @@ MR = (
 
 
 class Bodies(NamedTuple):
-    """Vertebral bodies labelled, the share of their voxels found, and of how many one found bone covers most, and no other body."""
+    """Vertebral bodies, the share of their voxels found, and how many have a bone of their own that covers most of them."""
 
     name: str
     bodies: int
@@ -188,6 +193,16 @@ def bodies(name: str, truth: Labels, found: FoundBones, seconds: float) -> Bodie
     alone = sum(bool((covers[row] & ~shared).any()) and shares[row, 1:].max() > 0.5 for row in range(len(ids)))
     split = int(((shares[:, 1:] > 0.15).sum(1) > 1).sum())
     return Bodies(name, len(ids), float(recall.mean()), float(recall.min()), alone, int(shared.sum()), split, seconds)
+
+
+def bodies_table(rows: Sequence[Bodies]) -> str:
+    head = "| image | bodies | recall | least | alone | shared | split | CPU s |\n|---|---|---|---|---|---|---|---|"
+    lines = [
+        f"| {b.name} | {b.bodies} | {b.recall:.3f} | {b.least_recall:.3f} | {b.alone} | {b.shared} | {b.split} "
+        f"| {b.seconds:.1f} |"
+        for b in rows
+    ]
+    return "\n".join([head, *lines])
 
 
 def bone_labels(file: Path, grid: Grid) -> Labels:
@@ -311,6 +326,7 @@ def main() -> None:
     parser.add_argument("part", choices=("drawn", "real", "features"))
     parser.add_argument("--weights", type=Path, help="other weights than those of the package")
     parser.add_argument("--patients", type=int, default=20)
+    parser.add_argument("--cache", type=Path, help="folder that keeps drawn patients")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--json", type=Path)
@@ -319,7 +335,7 @@ def main() -> None:
     print(f"{date.today()}, {' '.join(vars(given)['part'].split())}, seed {SEED}\n")
     with threads(1):
         if given.part == "drawn":
-            rows = drawn(network, given.patients)
+            rows = drawn(network, given.patients, given.cache)
             print("\n" + table(rows))
             result: object = [asdict(r) for r in rows]
         elif given.part == "real":
@@ -328,17 +344,7 @@ def main() -> None:
             if given.pictures is not None:
                 given.pictures.mkdir(parents=True, exist_ok=True)
             rows, some = real(network, given.data, given.pictures)
-            print(
-                "\n"
-                + table(rows)
-                + "\n\n| image | bodies | recall | least | alone | shared | split | CPU s |\n|---|---|---|---|---|---|---|---|"
-            )
-            print(
-                "\n".join(
-                    f"| {b.name} | {b.bodies} | {b.recall:.3f} | {b.least_recall:.3f} | {b.alone} | {b.shared} | {b.split} | {b.seconds:.1f} |"
-                    for b in some
-                )
-            )
+            print(f"\n{table(rows)}\n\n{bodies_table(some)}")
             result = {"ct": [asdict(r) for r in rows], "mr": [b._asdict() for b in some]}
         else:
             result = features(network, min(given.patients, 6))

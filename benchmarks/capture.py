@@ -111,7 +111,7 @@ def run(pair: Pair, number: int, amount: float, plan: Plan, frame: str) -> tuple
     start = off(pair.points, amount, (number, round(amount)))
     began = time.process_time()
     sides = sides_of(tuple(pair.points), frame, prepared)  # type: ignore[arg-type]
-    dense = dense_guess(prepared, start, plan, plan.seed, None)
+    dense = dense_guess(prepared, prepared, start, plan, plan.seed, None)
     first = first_poses(dense, start, prepared, sides, plan.guess_mm)
     found = refined_poses(prepared, first, plan, sides, None)
     spent = time.process_time() - began

@@ -18,7 +18,8 @@ import spent  # noqa: E402
 import table  # noqa: E402
 from pairs import DIFFICULTIES, aligned  # noqa: E402
 
-from osteomorph.image import Labels  # noqa: E402
+from osteomorph.case import Case  # noqa: E402
+from osteomorph.image import Image, Labels  # noqa: E402
 from osteomorph.io import read_transform  # noqa: E402
 from osteomorph.polyrigid import from_labels  # noqa: E402
 from osteomorph.transforms import Rigid  # noqa: E402
@@ -128,6 +129,25 @@ def two_bones():
         ids[0][(points - centre).norm(dim=0) < 0.1 * float(grid.size_mm[0])] = label
     assert set(ids.unique().tolist()) == {0, 1, 2}
     return Labels(ids, grid)
+
+
+def test_bones_that_no_found_one_holds_a_third_of_are_missed(two_bones):
+    known = metrics.Known(
+        Case(
+            Image(torch.zeros(1, *two_bones.grid.shape), two_bones.grid),
+            Image(torch.zeros(1, *two_bones.grid.shape), two_bones.grid),
+            two_bones,
+        ),
+        Rigid.identity(),
+        two_bones,
+        two_bones,
+    )
+    assert metrics.missed_bones(two_bones, known) == 0
+    assert metrics.missed_bones(two_bones.only([2]), known) == 1
+    inside = (two_bones.data == 1).nonzero()
+    few = torch.zeros_like(two_bones.data)
+    few[tuple(inside[: len(inside) // 4].T)] = 7
+    assert metrics.missed_bones(Labels(few, two_bones.grid), known) == 2
 
 
 def test_blends_are_rigid_in_bone_and_of_one_motion_where_all_share_it(two_bones):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from osteomorph.case import Case
+from osteomorph.fields import jacobian_determinant
 from osteomorph.image import Labels
 from osteomorph.io import read_image, read_labels, read_transform
 from osteomorph.measure import folding_percent, measure
@@ -26,8 +27,13 @@ FIGURES = (
     "rigidity_max_mm",
     "folding_percent",
     "inverse_mm",
+    "det_sd_found",
+    "missed_bones",
 )
-"""What `figures` returns, in this order; `inverse_mm` where the method gives an inverse."""
+"""What `figures` returns, in this order; `inverse_mm` where there is an inverse, the last two where bones were found."""
+
+MISSED = 1 / 3
+"""A labelled bone of which less lies in every single found one is missed, or split."""
 
 INVERSE_POINTS = 200_000
 """About how many points of the body the inverse is checked at."""
@@ -61,13 +67,16 @@ def read_known(folder: Path) -> Known:
     return Known(case, read_transform(folder / "displacement.nii.gz"), body, soft)
 
 
-def figures(transform: Transform, known: Known, inverse: Transform | None = None) -> dict[str, float]:
+def figures(
+    transform: Transform, known: Known, inverse: Transform | None = None, found_bones: Labels | None = None
+) -> dict[str, float]:
     """Name -> value, of `FIGURES`.
 
     Target registration errors in mm: over all voxels of labelled bones, and of soft tissue within 30 mm of them. dice and
     hd99_mm: mean over bones. det_mean, det_sd: of the Jacobian determinant in labelled bones, by central differences.
     rigidity_max_mm: of the worst bone. folding_percent: in the body. inverse_mm: mean of |inverse(T(x)) - x| over the body
-    where T(x) is seen.
+    where T(x) is seen. det_sd_found: of the determinant in the bones that the method found, on the fixed grid.
+    missed_bones: how many labelled ones it did not find.
     """
     found = measure(transform, known.case, known.truth, known.soft)
     grid = known.case.fixed.grid
@@ -85,7 +94,23 @@ def figures(transform: Transform, known: Known, inverse: Transform | None = None
     }
     if inverse is not None:
         out["inverse_mm"] = inverse_error(transform, inverse, known)
+    if found_bones is not None:
+        determinant = jacobian_determinant(transform.displacement(grid), grid)
+        out["det_sd_found"] = float(determinant[found_bones.mask()[0]].std())
+        out["missed_bones"] = float(missed_bones(found_bones, known))
     return out
+
+
+def missed_bones(found: Labels, known: Known) -> int:
+    """Labelled bones of which no found one holds a third."""
+    truth = known.case.fixed_labels
+    assert truth is not None
+    count = 0
+    for label in truth.ids():
+        inside = found.data[truth.data == label].long()
+        most = int(torch.bincount(inside)[1:].max()) if int(inside.max()) > 0 else 0
+        count += most < MISSED * inside.numel()
+    return count
 
 
 def inverse_error(transform: Transform, inverse: Transform, known: Known) -> float:

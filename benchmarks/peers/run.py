@@ -24,7 +24,7 @@ from spent import Spent
 from spent import run as measured
 
 from osteomorph.geometry import Grid
-from osteomorph.io import read_transform
+from osteomorph.io import read_labels, read_transform
 from osteomorph.transforms import Displacement, Transform
 
 COSTS = ("wall_s", "cpu_s", "peak_gb", "seconds")
@@ -50,7 +50,8 @@ def measured_row(folder: Path, known: Known) -> tuple[dict[str, float], dict[str
     if "inverse" in meta:
         on = case.fixed.grid if meta["inverse_on"] == "fixed" else case.moving.grid
         back = field(folder, meta["inverse"], meta["frame"], on)
-    return figures(there, known, back), meta
+    bones = read_labels(folder / str(meta["bones"]), case.fixed.grid) if "bones" in meta else None
+    return figures(there, known, back, bones), meta
 
 
 def row(pair: Path, name: str, method: Method, known: Known, work: Path, options: argparse.Namespace) -> dict[str, str] | None:

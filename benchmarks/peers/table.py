@@ -20,6 +20,8 @@ SHOWN = {
     "hd99_mm": ("HD99 mm", 2),
     "det_mean": ("mean det J", 3),
     "det_sd": ("SD det J", 4),
+    "det_sd_found": ("SD det J, found bones", 4),
+    "missed_bones": ("missed bones", 0),
     "rigidity_max_mm": ("residual mm", 4),
     "folding_percent": ("fold %", 4),
     "inverse_mm": ("inverse mm", 3),

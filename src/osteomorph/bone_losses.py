@@ -19,7 +19,7 @@ APART_MM = 8.0
 
 TEMPERATURE = 0.07
 
-FEATURE_WEIGHT = 0.3
+FEATURE_WEIGHT = 1.0
 
 
 @final
@@ -34,7 +34,7 @@ class Losses(NamedTuple):
 
     @property
     def total(self) -> Float[Tensor, ""]:
-        return self.bone + self.overlap + self.offset + FEATURE_WEIGHT * self.features
+        return self.bone + self.overlap + 0.5 * self.offset + FEATURE_WEIGHT * self.features
 
 
 FOUND_MM = 4.0
@@ -46,8 +46,9 @@ def losses(found: Found, patches: Patches) -> Losses:
     bone = (patches.labels > 0).float()
     logit = found.bone[:, 0]
     entropy = binary_cross_entropy_with_logits(logit[known], bone[known])
-    chance, truth = torch.sigmoid(logit[known]), bone[known]
-    overlap = 1 - (2 * (chance * truth).sum() + 1) / (chance.sum() + truth.sum() + 1)
+    chance, truth = torch.sigmoid(logit) * known, bone
+    both, either = (chance * truth).sum((1, 2, 3)), (chance + truth).sum((1, 2, 3))
+    overlap = (1 - (2 * both + 50) / (either + 50)).mean()  # so that a patch with a few voxels of bone counts little
     inside = patches.labels > 0
     wrong = (found.offset_mm - patches.offset_mm).movedim(1, -1)[inside] / OFFSET_SCALE_MM
     offset = smooth_l1_loss(wrong, torch.zeros_like(wrong)) if len(wrong) else wrong.sum()

@@ -1,7 +1,7 @@
 """The shipped network: from one image of either modality to bone, to each bone's middle, and to features to match by.
 
-Residual U-net (Ronneberger et al. 2015; He et al. 2016) at 2 mm. Layers are normalised over the channels of each voxel (Ba et
-al. 2016), so that what is found at a place does not depend on how much air or anatomy the rest of the field of view holds.
+Residual U-net (Ronneberger et al. 2015; He et al. 2016) at 2 mm. No layer is normalised over space, so that what is found at a
+place does not depend on how much air or anatomy the rest of the field of view holds.
 """
 
 import hashlib
@@ -11,15 +11,16 @@ from functools import lru_cache
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, layer_norm, normalize, pad, relu
 
 from osteomorph.errors import InputError
+from osteomorph.similarity import PAIRS, mind_ssc
 
 SPACING_MM = 2.0
 """Of the lattice the network works on; its axes run to the right, anterior and superior."""
@@ -32,6 +33,18 @@ FEATURE_STRIDE = 2
 """Features have one vector every 4 mm."""
 
 OFFSET_UNIT_MM = 20.0
+LOGIT_UNIT = 4.0
+
+MIDDLE, CONTRAST = 0.35, 4.0
+"""Intensities are taken to (v - MIDDLE) * CONTRAST first."""
+
+SMALL = 0.3
+"""First weights of the second convolution of a residual block that is not normalised, relative."""
+
+EDGE = 0.2
+"""Difference of two intensities, two voxels apart, that counts as an edge."""
+
+MODALITIES = ("MR", "CT")
 
 HU_FROM = -80.0
 """An image with values below is taken for a CT: the signal of MR has no sign."""
@@ -43,9 +56,14 @@ MR_PERCENTILES = (1.0, 99.5)
 """Of what is brighter than the background, to 0 and 1."""
 
 
+def is_ct(data: Float[Tensor, "*s"]) -> bool:
+    """Whether intensities are Hounsfield units."""
+    return float(data.min()) < HU_FROM
+
+
 def unit_intensities(data: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """Intensities of a CT in HU or of an MR, in [0, 1]; in training and in use. An image without contrast is 0."""
-    if float(data.min()) < HU_FROM:
+    if is_ct(data):
         knots, values = (torch.tensor(row, dtype=data.dtype, device=data.device) for row in (HU_KNOTS, HU_VALUES))
         inside = data.clamp(HU_KNOTS[0], HU_KNOTS[-1])
         out = torch.zeros_like(inside)
@@ -91,69 +109,124 @@ class ChannelNorm(nn.Module):
 
 
 @final
-class Layer(nn.Module):
-    """Convolution of 3 x 3 x 3, normalisation, ReLU."""
+class Residual(nn.Module):
+    """Two convolutions of 3 x 3 x 3 with ReLU around which their input is added. normalised: by `ChannelNorm`."""
 
-    def __init__(self, before: int, after: int) -> None:
+    def __init__(self, channels: int, normalised: bool) -> None:
         super().__init__()
-        self.convolution, self.norm = nn.Conv3d(before, after, 3, padding=1), ChannelNorm(after)
+        self.first, self.second = (nn.Conv3d(channels, channels, 3, padding=1) for _ in range(2))
+        self.norms = nn.ModuleList(ChannelNorm(channels) if normalised else nn.Identity() for _ in range(2))
+        for convolution, share in ((self.first, 1.0), (self.second, 1.0 if normalised else SMALL)):
+            _started(convolution, share)
 
     def forward(self, x: Tensor) -> Tensor:
-        return relu(self.norm(self.convolution(x)))
+        return relu(x + self.norms[1](self.second(relu(self.norms[0](self.first(x))))))
+
+
+def _started(convolution: nn.Conv3d, share: float = 1.0, gain: Literal["relu", "linear"] = "relu") -> nn.Conv3d:
+    """First weights that keep the variance (He et al. 2015), times ``share``."""
+    nn.init.kaiming_normal_(convolution.weight, nonlinearity=gain)
+    with torch.no_grad():
+        convolution.weight *= share
+    nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    return convolution
 
 
 @final
-class Residual(nn.Module):
-    """Two layers around which their input is added."""
+class FeatureNetwork(nn.Module):
+    """Prepared intensities at 2 mm -> features at 4 mm, whatever the modality: it sees MIND-SSC, not intensities."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, features: int, widths: tuple[int, int] = (32, 48)) -> None:
         super().__init__()
-        self.first = Layer(channels, channels)
-        self.second, self.norm = nn.Conv3d(channels, channels, 3, padding=1), ChannelNorm(channels)
+        fine, coarse = widths
+        self.shrink = nn.Conv3d(len(PAIRS), fine, 2, stride=2)
+        self.norm = ChannelNorm(fine)
+        self.before = Residual(fine, True)
+        self.down, self.middle, self.up = (
+            nn.Conv3d(fine, coarse, 2, stride=2),
+            Residual(coarse, True),
+            nn.Conv3d(coarse, fine, 1),
+        )
+        self.after = Residual(fine, True)
+        self.head = nn.Conv3d(fine, features, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return relu(x + self.norm(self.second(self.first(x))))
+    def forward(self, images: Float[Tensor, "b 1 i j k"]) -> Float[Tensor, "b f p q r"]:
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            spare = [-n % 4 for n in images.shape[2:]]
+            images = pad(images.float(), [w for n in reversed(spare) for w in (0, n)], mode="replicate")
+            described = torch.stack([mind_ssc(image) for image in images])
+        x = relu(self.norm(self.shrink(2 * described.contiguous(memory_format=torch.channels_last_3d) - 1)))
+        x = self.before(x)
+        wide = self.middle(self.down(x))
+        x = self.after(x + interpolate(self.up(wide), scale_factor=2, mode="trilinear"))
+        return normalize(self.head(x).float(), dim=1)
 
 
 @final
 class BoneNetwork(nn.Module):
-    """Prepared intensities (b, 1, i, j, k) at 2 mm, RAS -> `Found`, for any shape."""
+    """Prepared intensities (b, 1, i, j, k) at 2 mm, RAS -> `Found`, for any shape.
+
+    ct: (b), whether each image is a CT. CT and MR have a first layer each, and at every coarser level a shift each.
+    """
 
     def __init__(self, widths: tuple[int, ...] = WIDTHS, features: int = FEATURES) -> None:
         super().__init__()
         self.widths, self.feature_channels = tuple(widths), features
         pairs = list(pairwise(widths))
-        self.first = Layer(1, widths[0])
-        self.shrink = nn.ModuleList(nn.Conv3d(a, b, 2, stride=2) for a, b in pairs)
-        self.down = nn.ModuleList(Residual(b) for _, b in pairs)
-        self.grow = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in pairs)
-        self.up = nn.ModuleList([Layer(widths[0], widths[0]), *(Residual(a) for a in widths[1:-1])])
+        self.first = nn.ModuleList(nn.Conv3d(2, widths[0], 3, padding=1) for _ in MODALITIES)
+        for first in self.first:  # kinks of the ReLU spread over the intensities
+            nn.init.uniform_(_started(first).bias, -1.0, 1.0)  # type: ignore[arg-type]
+        self.shift = nn.ParameterList(torch.zeros(len(MODALITIES), b) for _, b in pairs)
+        self.shrink = nn.ModuleList(_started(nn.Conv3d(a, b, 2, stride=2), gain="linear") for a, b in pairs)
+        self.down = nn.ModuleList(Residual(b, False) for _, b in pairs)
+        self.grow = nn.ModuleList(_started(nn.Conv3d(b, a, 1), gain="linear") for a, b in pairs)
+        self.last = _started(nn.Conv3d(widths[0], widths[0], 3, padding=1))
+        self.up = nn.ModuleList(Residual(a, False) for a in widths[1:-1])
         self.bone_head = nn.Conv3d(widths[0], 1, 1)
         self.offset_head = nn.Conv3d(widths[0], 3, 1)
-        self.feature_head = nn.Conv3d(widths[1], features, 1)
+        self.matching = FeatureNetwork(features)
 
-    def forward(self, images: Float[Tensor, "b 1 i j k"]) -> Found:
+    def forward(self, images: Float[Tensor, "b 1 i j k"], ct: Bool[Tensor, " b"]) -> Found:
+        answer = self.bones(images, ct)
+        return Found(answer[:, :1], answer[:, 1:], self.features(images))
+
+    def features(self, images: Float[Tensor, "b 1 i j k"]) -> Float[Tensor, "b f p q r"]:
+        """Of `Found`."""
+        few = (slice(None), slice(None), *(slice(-(-n // FEATURE_STRIDE)) for n in images.shape[2:]))
+        return self.matching(images)[few]
+
+    def bones(self, images: Float[Tensor, "b 1 i j k"], ct: Bool[Tensor, " b"]) -> Float[Tensor, "b 4 i j k"]:
+        """Logit and offset of `Found`."""
         shape = images.shape[2:]
         step = 2 ** len(self.down)
         spare = [-n % step for n in shape]
         x = pad(images, [w for n in reversed(spare) for w in (0, n)]) if any(spare) else images
-        x = self.first(x.contiguous(memory_format=torch.channels_last_3d))
+        x = torch.cat([CONTRAST * (x - MIDDLE), edges(x)], 1).contiguous(memory_format=torch.channels_last_3d)
+        kinds = ct.long()
+        x = relu(torch.cat([self.first[int(kind)](image[None]) for image, kind in zip(x, kinds, strict=True)]))
         kept: list[Tensor] = []
-        for shrink, block in zip(self.shrink, self.down, strict=True):
+        for shrink, shift, block in zip(self.shrink, self.shift, self.down, strict=True):
             kept.append(x)
-            x = block(shrink(x))
-        features = x
-        for level in reversed(range(len(self.up))):
-            x = self.up[level](kept[level] + interpolate(self.grow[level](x), scale_factor=2, mode="trilinear"))
-            if level == 1:
-                features = self.feature_head(x)
+            x = shrink(x)
+            x = block(x + shift[kinds].to(x.dtype)[:, :, None, None, None])
+        for level in reversed(range(len(self.down))):
+            x = kept.pop() + interpolate(self.grow[level](x), scale_factor=2, mode="trilinear")
+            x = self.up[level - 1](x) if level else relu(self.last(x))
         inner = (slice(None), slice(None), *(slice(n) for n in shape))
-        coarse = (slice(None), slice(None), *(slice(-(-n // FEATURE_STRIDE)) for n in shape))
-        return Found(
-            self.bone_head(x)[inner].float(),
-            OFFSET_UNIT_MM * self.offset_head(x)[inner].float(),
-            normalize(features[coarse].float(), dim=1),
-        )
+        logit, offset = self.bone_head(x)[inner].float(), self.offset_head(x)[inner].float()
+        return torch.cat([LOGIT_UNIT * logit, OFFSET_UNIT_MM * offset], 1)
+
+
+def edges(images: Float[Tensor, "b 1 i j k"]) -> Float[Tensor, "b 1 i j k"]:
+    """Gradient magnitude between the neighbours of each voxel, in [0, 1): what CT and MR have in common from the start."""
+    squares = torch.zeros_like(images)
+    grown = pad(images, (1,) * 6, mode="replicate")
+    for axis in (2, 3, 4):
+        inner = [slice(None), slice(None), *(slice(1, -1),) * 3]
+        lower, upper = list(inner), list(inner)
+        lower[axis], upper[axis] = slice(None, -2), slice(2, None)
+        squares += (grown[tuple(upper)] - grown[tuple(lower)]).square()
+    return torch.tanh((squares + 1e-8).sqrt() / EDGE)
 
 
 # -- on disk --------------------------------------------------------------------------------------------------------------

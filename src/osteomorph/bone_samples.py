@@ -22,7 +22,7 @@ from osteomorph.simulate.dataset import SimulatedPairs
 from osteomorph.simulate.scanner import blur
 
 PAIR_VOXELS = 72
-PATCH_VOXELS = 56
+PATCH_VOXELS = 48
 
 SHARES: Mapping[str, float] = {"trunk": 0.36, "lumbar": 0.22, "thorax": 0.10, "knee": 0.08, "pelvis": 0.02, "ct": 0.22}
 """Of the pairs, by the start of the patient's name."""
@@ -156,7 +156,7 @@ def _unpacked(kept: dict[str, Any]) -> StoredPair:
 
 # -- patches --------------------------------------------------------------------------------------------------------------
 def patches_of(pair: StoredPair, generator: np.random.Generator, size: int = PATCH_VOXELS, augment: bool = True) -> Patches:
-    """Two patches about the same place, each on its own turned, mirrored and scaled lattice; or plain ones."""
+    """Two patches, each about a place of its own, on turned, mirrored and scaled lattices; or on plain ones."""
     grids = _lattices(pair, generator, size, augment)
     images, labels, offsets = [], [], []
     for side, grid in enumerate(grids):
@@ -175,16 +175,8 @@ def patches_of(pair: StoredPair, generator: np.random.Generator, size: int = PAT
 
 
 def _lattices(pair: StoredPair, generator: np.random.Generator, size: int, augment: bool) -> tuple[Grid, Grid]:
-    """About a place within bone or near the middle, which comes to lie in the middle of both, give or take."""
-    middle = pair.grid.centre_mm
-    centre, spare = middle, SPACING_MM * (PAIR_VOXELS - size) / 2 + 4.0
-    if augment:
-        bone = (pair.labels[0] > 0).nonzero()
-        centre = middle + generator.uniform(-spare, spare, 3)
-        if len(bone) and generator.random() < CENTRED:
-            voxel = bone[int(generator.integers(len(bone)))].double()[:, None]
-            centre = pair.grid.world(voxel)[:, 0].numpy().clip(middle - spare, middle + spare)
-    move = sample(pair.displacement, pair.grid, torch.as_tensor(centre[:, None], dtype=torch.float32))[:, 0].numpy()
+    """Each about a place of its own, within bone or anywhere: where something lies in one patch must not tell where its
+    partner lies in the other, or the padding of the convolutions, which gives the place away, is all that features learn."""
     common = Rotation.identity()
     other, flip, scale = Rotation.identity(), np.eye(3), 1.0
     if augment:
@@ -200,9 +192,19 @@ def _lattices(pair: StoredPair, generator: np.random.Generator, size: int, augme
         columns = (common * other if side == turned_side else common).as_matrix() @ flip * (SPACING_MM * scale)
         affine = np.eye(4)
         affine[:3, :3] = columns
-        affine[:3, 3] = centre + side * move - columns @ np.full(3, (size - 1) / 2)
+        affine[:3, 3] = _centre_mm(pair, side, generator, size) - columns @ np.full(3, (size - 1) / 2)
         out.append(Grid((size,) * 3, affine))
     return out[0], out[1]
+
+
+def _centre_mm(pair: StoredPair, side: int, generator: np.random.Generator, size: int) -> np.ndarray:
+    """Of a patch that lies about within its image."""
+    middle, spare = pair.grid.centre_mm, SPACING_MM * (PAIR_VOXELS - size) / 2 + 4.0
+    bone = (pair.labels[side] > 0).nonzero()
+    if len(bone) and generator.random() < CENTRED:
+        voxel = bone[int(generator.integers(len(bone)))].double()[:, None]
+        return np.asarray(pair.grid.world(voxel)[:, 0].numpy().clip(middle - spare, middle + spare))
+    return middle + generator.uniform(-spare, spare, 3)
 
 
 def _turn(generator: np.random.Generator, degrees: float) -> Rotation:
@@ -264,13 +266,11 @@ def _disturbed(image: Float[Tensor, "1 i j k"], ct: bool, generator: np.random.G
         for axis in (1, 2, 3):
             image = blur(image, axis, sigma)
     if generator.random() < 0.7:
-        image = image.clamp(min=1e-4) ** float(np.exp(generator.normal(0, 0.3 * strong)))
+        image = image.clamp(min=1e-4) ** float(np.exp(generator.normal(0, 0.2 * strong)))
     if not ct and generator.random() < 0.4:
         knots = torch.as_tensor(generator.normal(0, 0.25, (1, 1, 3, 3, 3)), dtype=image.dtype)
         image = image * interpolate(knots, size=image.shape[1:], mode="trilinear")[0].exp()
-    if not ct and generator.random() < 0.08:
-        image = 1 - image
-    image = image * float(np.exp(generator.normal(0, 0.15 * strong))) + float(generator.normal(0, 0.02 * strong))
+    image = image * float(np.exp(generator.normal(0, 0.12 * strong))) + float(generator.normal(0, 0.02 * strong))
     if generator.random() < 0.5:
         noise = torch.from_numpy(generator.standard_normal(image.shape, dtype=np.float32))
         image = image + noise * float(generator.uniform(0, 0.05))

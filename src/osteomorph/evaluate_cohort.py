@@ -90,6 +90,18 @@ def rigid_method(cohort: Cohort, plan: Plan, cache: Path | None = None, observed
     return lambda pair_id: Found(carried_pair(cohort, pair_id, plan, cache, observed).start, 0.0)
 
 
+def truth_method(cohort: Cohort) -> Method:
+    """The true transform of simulated pairs: what is the best that measures by labels can say here."""
+
+    def method(pair_id: str) -> Found:
+        path = cohort.pair(pair_id).displacement
+        if path is None:
+            raise InputError(f"{pair_id}: The cohort has no true displacement. Give a simulated one.")
+        return Found(io.read_transform(cohort.path(path)), 0.0)
+
+    return method
+
+
 def network_method(
     cohort: Cohort, weights: Path, cache: Path | None = None, observed: bool = True, device: torch.device | str = "cpu"
 ) -> Method:

@@ -19,7 +19,7 @@ from osteomorph.image import Image, Labels
 from osteomorph.inputs import Bones
 from osteomorph.lattice import lattice, rigid_displacement
 from osteomorph.measure import robust_fit
-from osteomorph.plan import Plan, SoftPlan
+from osteomorph.plan import DiscretePlan, Plan, SoftPlan
 from osteomorph.polyrigid import Polyrigid, from_labels
 from osteomorph.pose import BonePose, poses
 from osteomorph.pose_doubts import BELIEVED, collided, settled, thinned
@@ -40,6 +40,9 @@ CERTIFIED = 6_000
 
 TOLERANCE_MM = 0.05
 """Of the bones' motion between bones, where it is interpolated; in bones and next to them it is computed."""
+
+GUESS_MM = 4.0
+"""Spacing at which a guess is read."""
 
 LEAST_STEPS = 2
 """Of the bones' motion through time; a steep gap asks for more."""
@@ -98,10 +101,19 @@ def _anywhere(label: int, wanted: list[Side], present: Mapping[str, set[int]]) -
     return any(label in present[side] for side in wanted)
 
 
-def dense_guess(prepared: Case, start: Rigid, plan: Plan, seed: int, progress: Progress | None) -> Transform:
+def wide_guess(case: Case, prepared: Case, start: Rigid, plan: DiscretePlan, progress: Progress | None) -> Displacement:
+    """Fixed mm -> fixed mm, before the start, by a search on what the plan compares. case: as given; prepared: from it."""
+    if plan.features == "network":
+        from osteomorph.feature_guess import feature_field
+
+        return feature_field(case, start, plan)
+    return wide_field(prepared, start, plan, progress)
+
+
+def dense_guess(case: Case, prepared: Case, start: Rigid, plan: Plan, seed: int, progress: Progress | None) -> Transform:
     """A smooth field that knows no bones, fixed mm -> moving mm: a wide search, then, where the plan has levels for it, an
     optimisation from images at ``plan.guess_mm``."""
-    wide = wide_field(prepared, start, plan.discrete, progress) if plan.discrete.levels else None
+    wide = wide_guess(case, prepared, start, plan.discrete, progress) if plan.discrete.levels else None
     if wide is not None and not plan.guess.levels:
         return start.after(wide)
     fixed, moving = (
@@ -223,9 +235,16 @@ def relative_field(base: Polyrigid, start: Rigid, grid: Grid) -> Displacement:
 
 
 def soft_around(
-    prepared: Case, base: Polyrigid, field: Displacement, start: Rigid, plan: SoftPlan, seed: int, progress: Progress | None
+    prepared: Case,
+    base: Polyrigid,
+    field: Displacement,
+    start: Rigid,
+    dense: Transform,
+    plan: SoftPlan,
+    seed: int,
+    progress: Progress | None,
 ) -> tuple[Displacement | Velocity, list[dict[str, float]]]:
-    """psi, found with the moving image resampled through the bones' transform."""
+    """psi, found with the moving image resampled through the bones' transform. dense: the guess that knows no bones."""
     transform = start.after(field)
     known = Image(torch.ones_like(prepared.moving.data[:1]), prepared.moving.grid)
     through = Case(
@@ -236,7 +255,18 @@ def soft_around(
             known if prepared.moving_mask is None else prepared.moving_mask, transform, field.grid, outside=0.0
         ),
     )
-    return soft_field(through, [body.region for body in base.bodies], plan, seed, progress)
+    begin = besides_bones(dense, base, prepared) if plan.begin == "guess" else None
+    return soft_field(through, [body.region for body in base.bodies], plan, seed, progress, begin)
+
+
+def besides_bones(dense: Transform, base: Polyrigid, prepared: Case) -> Displacement:
+    """base^-1 after a dense guess, less x: what soft tissue does besides following its bones. 0 where the guess leaves the
+    moving image."""
+    grid = prepared.fixed.grid.resampled(np.maximum(GUESS_MM, prepared.fixed.grid.spacing_mm))
+    points = grid.points(torch.float64).flatten(1)
+    there = dense(points)
+    left = (base.inverse()(there) - points) * prepared.moving.grid.contains(there)
+    return Displacement(left.float().unflatten(1, grid.shape), grid)
 
 
 # -- fields for files ----------------------------------------------------------------------------------------------------

@@ -1,17 +1,17 @@
 """Bones of an image without labels, by the shipped network, on the image's own grid; and features to match two images by."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 from torch import Tensor
 
 from osteomorph.bone_instances import InstanceSettings, instances
-from osteomorph.bone_network import FEATURE_STRIDE, SPACING_MM, BoneNetwork, Found, shipped_network, unit_intensities
+from osteomorph.bone_network import FEATURE_STRIDE, SPACING_MM, BoneNetwork, is_ct, shipped_network, unit_intensities
 from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
 from osteomorph.network import has_bf16
@@ -45,12 +45,13 @@ def find_bones(image: Image, network: BoneNetwork | None = None, settings: Insta
 
     Bones are told apart at 2 mm; their outline is interpolated to the image's grid. The same on every run.
     """
-    lattice, found = _answer(image, network)
-    bone = torch.sigmoid(found.bone[0, 0]).numpy()
-    numbers, sure = instances(bone, found.offset_mm[0].numpy(), SPACING_MM, settings)
+    chosen = network or shipped_network()
+    lattice, prepared, ct = _prepared(image)
+    answer = in_blocks(lambda part: chosen.bones(part, ct), prepared)[0]
+    numbers, sure = instances(torch.sigmoid(answer[0]).numpy(), answer[1:].numpy(), SPACING_MM, settings)
     numbers, confidence = _from_the_top(numbers, sure)
     own = lattice.own
-    logit = Image(lattice.back(found.bone[0].clamp(-LOGIT, LOGIT)), own)
+    logit = Image(lattice.back(answer[:1].clamp(-LOGIT, LOGIT)), own)
     near = _spread(lattice.back(torch.from_numpy(numbers)[None])[0].numpy())
     data = _outlined(logit, near, image.grid)
     present = {int(k) for k in torch.unique(data)} - {0}
@@ -62,8 +63,9 @@ def find_bones(image: Image, network: BoneNetwork | None = None, settings: Insta
 
 def features_of(image: Image, network: BoneNetwork | None = None) -> Image:
     """Vectors of unit length, alike at the same place in CT and MR, every 4 mm along axes near right, anterior, superior."""
-    lattice, found = _answer(image, network)
-    return Image(found.features[0].contiguous(), lattice.canonical.strided(FEATURE_STRIDE))
+    chosen = network or shipped_network()
+    lattice, prepared, _ = _prepared(image)
+    return Image(in_blocks(chosen.features, prepared, FEATURE_STRIDE)[0], lattice.canonical.strided(FEATURE_STRIDE))
 
 
 # -- the lattice ----------------------------------------------------------------------------------------------------------
@@ -92,33 +94,35 @@ class _Lattice:
 
 
 @torch.no_grad()
-def _answer(image: Image, network: BoneNetwork | None) -> tuple[_Lattice, Found]:
-    """What the network says on the canonical lattice."""
-    network = network or shipped_network()
+def _prepared(image: Image) -> tuple[_Lattice, Float[Tensor, "1 1 i j k"], Bool[Tensor, "1"]]:
+    """Intensities on the canonical lattice in [0, 1], and whether they are a CT's."""
     lattice = _Lattice.of(image.grid)
     first = Image(image.data[:1].float().cpu(), image.grid)
     low, high = first.data.aminmax()
-    coarse = regrid(first, lattice.own).data.clamp(low, high)  # the kernel overshoots
-    prepared = unit_intensities(lattice.there(coarse))[None]
+    coarse = lattice.there(regrid(first, lattice.own).data.clamp(low, high))  # the kernel overshoots
+    return lattice, unit_intensities(coarse)[None], torch.tensor([is_ct(coarse)])
+
+
+@torch.no_grad()
+def in_blocks(
+    network: Callable[[Float[Tensor, "1 1 i j k"]], Float[Tensor, "1 c p q r"]],
+    images: Float[Tensor, "1 1 i j k"],
+    stride: int = 1,
+) -> Float[Tensor, "1 c p q r"]:
+    """A network's answer at every ``stride``-th voxel, in as few blocks as memory allows; in bfloat16 where that is quick."""
+    shape, out = images.shape[2:], None
     with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16(torch.device("cpu"))):
-        return lattice, _in_blocks(network, prepared)
-
-
-def _in_blocks(network: BoneNetwork, images: Float[Tensor, "1 1 i j k"]) -> Found:
-    shape = images.shape[2:]
-    if images.numel() <= TILE_VOXELS:
-        return network(images)
-    coarse = [-(-n // FEATURE_STRIDE) for n in shape]
-    bone, offset = torch.empty(1, 1, *shape), torch.empty(1, 3, *shape)
-    features = torch.empty(1, network.feature_channels, *coarse)
-    for outer, inner, start in _blocks(shape):
-        part = network(images[_of(outer)])
-        here = tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
-        bone[_of(inner)], offset[_of(inner)] = part.bone[_of(here)], part.offset_mm[_of(here)]
-        few = tuple(slice(-(-s // 2), -(-i.stop // 2)) for s, i in zip(start, inner, strict=True))
-        taken = tuple(slice(f.start - o.start // 2, f.stop - o.start // 2) for f, o in zip(few, outer, strict=True))
-        features[_of(few)] = part.features[_of(taken)]
-    return Found(bone, offset, features)
+        for outer, inner in _blocks(shape):
+            part = network(images[_of(outer)])
+            if out is None:
+                out = part.new_empty(1, part.shape[1], *(-(-n // stride) for n in shape))
+            few = tuple(slice(i.start // stride, -(-i.stop // stride)) for i in inner)
+            taken = tuple(
+                slice(f.start - o.start // stride, f.stop - o.start // stride) for f, o in zip(few, outer, strict=True)
+            )
+            out[_of(few)] = part[_of(taken)]
+    assert out is not None
+    return out
 
 
 Slices = tuple[slice, ...]
@@ -129,14 +133,23 @@ def _of(part: Slices) -> Slices:
     return (slice(None), slice(None), *part)
 
 
-def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[Slices, Slices, tuple[int, ...]]]:
-    """What a block sees, what it answers for, and where the latter starts."""
-    size = 8 * max(2, int((TILE_VOXELS ** (1 / 3) - 2 * HALO) // 8))
-    for start in np.ndindex(*(-(-n // size) for n in shape)):
-        first = tuple(size * s for s in start)
-        inner = tuple(slice(a, min(a + size, n)) for a, n in zip(first, shape, strict=True))
-        outer = tuple(slice(max(0, s.start - HALO), min(n, s.stop + HALO)) for s, n in zip(inner, shape, strict=True))
-        yield outer, inner, first
+def _blocks(shape: tuple[int, ...]) -> list[tuple[Slices, Slices]]:
+    """What each block sees, and what it answers for; starts are multiples of 8. The longest side is cut first."""
+    sizes = list(shape)
+
+    def seen(size: int, n: int) -> int:
+        return min(n, size + 2 * HALO) if size < n else n
+
+    while np.prod([seen(s, n) for s, n in zip(sizes, shape, strict=True)]) > TILE_VOXELS and max(sizes) > 16:
+        longest = int(np.argmax([seen(s, n) for s, n in zip(sizes, shape, strict=True)]))
+        parts = -(-shape[longest] // sizes[longest]) + 1
+        sizes[longest] = max(16, 8 * -(-shape[longest] // (8 * parts)))
+    out = []
+    for start in np.ndindex(*(-(-n // s) for n, s in zip(shape, sizes, strict=True))):
+        inner = tuple(slice(a * s, min(a * s + s, n)) for a, s, n in zip(start, sizes, shape, strict=True))
+        outer = tuple(slice(max(0, i.start - HALO), min(n, i.stop + HALO)) for i, n in zip(inner, shape, strict=True))
+        out.append((outer, inner))
+    return out
 
 
 # -- from the lattice to the image ------------------------------------------------------------------------------------------
@@ -161,7 +174,7 @@ def _spread(numbers: Int[np.ndarray, "i j k"]) -> Int[np.ndarray, "i j k"]:
     return np.where(far <= 2.0, numbers[tuple(index)], 0)
 
 
-def _outlined(logit: Image, near: Int[np.ndarray, "i j k"], onto: Grid) -> Int[Tensor, "i j k"]:
+def _outlined(logit: Image, near: Int[np.ndarray, "p q r"], onto: Grid) -> Int[Tensor, "i j k"]:
     """The number of each voxel of ``onto``: bone where the interpolated logit says so, of the bone whose share is largest."""
     bone = regrid(logit, onto).data[0] > 0
     out = torch.zeros(onto.shape, dtype=torch.int32)

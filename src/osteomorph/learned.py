@@ -8,6 +8,7 @@ from osteomorph.case import Case
 from osteomorph.errors import InputError
 from osteomorph.network import UNet, load_network, predict
 from osteomorph.plan import Plan
+from osteomorph.shipped import weights_file
 from osteomorph.training_folder import sha256
 from osteomorph.transforms import Displacement
 
@@ -23,10 +24,12 @@ class Learned:
 
     @classmethod
     def read(cls, path: Path, wanted: Plan | None = None) -> "Learned":
-        """From weights.safetensors. The plan is the weights' own, or the wanted one with images prepared as in training.
+        """From weights.safetensors, or by the name of what comes with the package. The plan is the weights' own, or the
+        wanted one with images prepared as in training.
 
         Raises InputError: no such weights, or a plan that cannot begin from a field.
         """
+        path = weights_file(path)
         network, plan, _ = load_network(path)
         if wanted is not None:
             if wanted.bones == "exact" or wanted.refine.field == "velocity":

@@ -20,6 +20,7 @@ from osteomorph.case import Case
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid
 from osteomorph.plan import NetworkPlan, Plan
+from osteomorph.shipped import shipped_names, weights_file
 from osteomorph.transforms import Displacement
 
 LEVELS = 4
@@ -255,13 +256,15 @@ def save_network(path: Path, network: UNet, plan: Plan, about: Mapping[str, Any]
 def load_network(path: Path, device: torch.device | str = "cpu") -> tuple[UNet, Plan, dict[str, Any]]:
     """The network in evaluation, the plan it was trained by, and what was said of it.
 
+    path: a file, or the name of one that comes with the package.
     Raises InputError where the file is missing, broken, or no network of this package.
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
+    path = weights_file(Path(path))
     if not path.is_file():
-        raise InputError(f"{path} does not exist. Give the weights.safetensors that osteomorph train wrote.")
+        known = "".join(f", or {name}" for name in shipped_names())
+        raise InputError(f"{path} does not exist. Give the weights.safetensors that osteomorph train wrote{known}.")
     try:
         with safe_open(path, "pt", device="cpu") as file:
             header = file.metadata() or {}

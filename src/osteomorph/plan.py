@@ -116,6 +116,8 @@ class DiscreteLevel(_Stage):
 class DiscretePlan(_Stage):
     """A wide search for a smooth field, before anything is optimised."""
 
+    features: Literal["mind", "network"] = "mind"
+    """What is compared: MIND-SSC, described anew at every level, or the shipped network's features of both images."""
     levels: tuple[DiscreteLevel, ...] = ()
     """Coarse to fine, each from the field of the one before; none leaves the search out."""
     coupling: tuple[float, ...] = Field(default=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0), min_length=1)
@@ -141,8 +143,8 @@ class PosePlan(_Stage):
     """At most that many voxels of a bone and its shell are compared."""
     extractions: int = Field(default=4, ge=1)
     """Times per resolution that the moving image is described anew under the current pose."""
-    iterations: int = Field(default=3, ge=1)
-    """Gauss-Newton steps between two of them."""
+    iterations: int = Field(default=3, ge=0)
+    """Gauss-Newton steps between two of them; with none poses are judged and kept."""
     largest_sd_mm: float = Field(default=0.5, gt=0)
     """Standard deviation of a bone's points under any rotation or shift from which on it counts as not determined."""
 
@@ -156,6 +158,8 @@ class SoftPlan(_Stage):
     """Distance from bone over which the field comes in."""
     lattice_mm: float = Field(default=4.0, gt=0)
     """Spacing of the voxels that are looked at; the lattice takes a new offset each iteration."""
+    begin: Literal["still", "guess"] = "still"
+    """Where the field begins: with the bones' motion alone, or with what the dense guess moves besides."""
     levels: tuple[Level, ...] = ()
     """Coarse to fine; ``samples`` has no say here."""
     weights: Weights = Weights()

@@ -67,6 +67,6 @@ def collided(found: Mapping[int, BonePose], labels: Labels, points: Mapping[int,
     return out
 
 
-def thinned(points: Float64[Tensor, "3 n"]) -> Float64[Tensor, "3 n"]:
+def thinned(points: Float64[Tensor, "3 n"]) -> Float64[Tensor, "3 m"]:
     """Every so many, so that few are left."""
     return points[:, :: max(1, points.shape[1] // POINTS)].to(torch.float64)

@@ -23,8 +23,18 @@ THESIS_LEVELS = (
 )
 
 
+SHOT = DiscretePlan(
+    features="network",
+    levels=(
+        DiscreteLevel(spacing_mm=4.0, reach_mm=24.0),
+        DiscreteLevel(spacing_mm=4.0, reach_mm=8.0),
+    ),
+)
+"""The search in one shot."""
+
+
 def default() -> Plan:
-    """What `register` runs: every bone exactly rigid, a soft field around them; without labels the field of ``penalty``."""
+    """What `register` runs: every bone exactly rigid, a soft field around them; without bones the field of ``penalty``."""
     return penalty().model_copy(
         update={
             "name": "default",
@@ -51,6 +61,26 @@ def default() -> Plan:
             ),
         }
     )
+
+
+def one_shot() -> Plan:
+    """``default`` without optimisation: the network's features, matched by a search, give poses and soft tissue's motion."""
+    return not_optimised(default()).model_copy(update={"name": "one-shot"})
+
+
+def not_optimised(plan: Plan) -> Plan:
+    """A plan that keeps to what is found without steps on the images themselves: in one shot where bones are exact, else the
+    rigid start, or the field of the weights."""
+    out = plan.model_copy(update={"refine": plan.refine.model_copy(update={"levels": ()})})
+    if plan.bones != "exact":
+        return out
+    parts = {
+        "discrete": SHOT,
+        "guess": RefinePlan(),
+        "pose": plan.pose.model_copy(update={"spacings_mm": (2.0,), "iterations": 0, "search_mm": 0.0, "search_deg": 0.0}),
+        "soft": plan.soft.model_copy(update={"levels": (), "begin": "guess"}),
+    }
+    return out.model_copy(update=parts)
 
 
 def penalty() -> Plan:
@@ -118,7 +148,7 @@ def thesis_ws_rp() -> Plan:
 
 _RECIPES: dict[str, Callable[[], Plan]] = {
     function.__name__.replace("_", "-"): function
-    for function in (default, penalty, rigid, diffeomorphic, thesis_us, thesis_us_rp, thesis_ws, thesis_ws_rp)
+    for function in (default, one_shot, penalty, rigid, diffeomorphic, thesis_us, thesis_us_rp, thesis_ws, thesis_ws_rp)
 }
 
 

@@ -32,10 +32,9 @@ def write_result(registration: "Registration", folder: Path, overwrite: bool, co
         write_displacement(out / "displacement.nii.gz", registration.stored, registration.case.fixed.grid)
         write_transform(out / "transform.h5", registration.stored)
         write_transform(out / "inverse.h5", registration.stored_inverse)
-        bones = [bone.as_json() for bone in registration.bones]
-        write_json(
-            out / "bones.json", {"exact": registration.exact is not None, "frame": "RAS mm, fixed -> moving", "bones": bones}
-        )
+        bones = [{**bone.as_json(), **_sureness(registration, bone.label)} for bone in registration.bones]
+        told = {"exact": registration.exact is not None, "from": _origin(registration)}
+        write_json(out / "bones.json", {**told, "frame": "RAS mm, fixed -> moving", "bones": bones})
         content = describe(registration, command)
         write_report(out / REPORT, material_of(registration, folder.resolve().name, content, bones))
         content["seconds"]["write"] = round(time.perf_counter() - began, 3)
@@ -57,6 +56,7 @@ def describe(registration: "Registration", command: Sequence[str] | None = None)
         "direction": "transform.h5 and displacement.nii.gz map fixed points to moving points; inverse.h5 maps back",
         "units": "mm; RAS+ in JSON files and in displacement.nii.gz (intent 1006), LPS inside ITK .h5 files",
         "exact": registration.exact is not None,
+        "bones_from": _origin(registration),
         "seed": plan.seed,
         "device": registration.device,
         "threads": torch.get_num_threads(),
@@ -78,6 +78,17 @@ def describe(registration: "Registration", command: Sequence[str] | None = None)
         "passed": registration.passed,
         "warnings": list(registration.warnings),
     }
+
+
+def _origin(registration: "Registration") -> str | None:
+    """Who said where bone is: the user's labels, the network in one of the images, or nobody."""
+    if registration.found_in is not None:
+        return f"network, {registration.found_in.side} image" if registration.found_in.confidence else None
+    return "labels" if registration.rigid_labels else None
+
+
+def _sureness(registration: "Registration", label: int) -> dict[str, float]:
+    return {} if registration.found_in is None else {"confidence": registration.found_in.confidence[label]}
 
 
 def _grid(grid: Grid) -> dict[str, Any]:

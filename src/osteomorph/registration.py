@@ -1,8 +1,6 @@
 """The path from two images to a transform, and the folder that records it."""
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +12,7 @@ from osteomorph import fields
 from osteomorph.bones import Bone, bones_under
 from osteomorph.carried import on_fixed_grid
 from osteomorph.case import Case
+from osteomorph.clock import Clock
 from osteomorph.descent import Progress
 from osteomorph.errors import InputError
 from osteomorph.exact_bones import (
@@ -30,6 +29,7 @@ from osteomorph.exact_bones import (
     stored_grid,
     stored_inverse,
     warnings_of,
+    wide_guess,
 )
 from osteomorph.foreground import foreground
 from osteomorph.geometry import overlap_mm3
@@ -41,12 +41,13 @@ from osteomorph.measure import dice, hausdorff
 from osteomorph.objective import Alignment
 from osteomorph.plan import Plan, RefinePlan
 from osteomorph.prepare import moved_case, prepare, resampled_case
-from osteomorph.recipes import recipe, recipe_names
+from osteomorph.recipes import not_optimised, recipe, recipe_names
 from osteomorph.refine import refine as optimise
 from osteomorph.resampling import resample
 from osteomorph.similarity import mutual_information
 from osteomorph.threads import threads as limited
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
+from osteomorph.unlabelled import FoundIn, bones_found, with_found_bones
 
 INVERSE_BAR_MM = 0.05
 """Mean inverse-consistency error above which a result is flagged."""
@@ -74,14 +75,15 @@ def register(
     """moved(x) = moving(T(x)), x in fixed world mm.
 
     fixed, moving: images or their files; either may be the CT.
-    fixed_labels, moving_labels: label maps on the grid of their image; an id means the same bone in both.
+    fixed_labels, moving_labels: label maps on the grid of their image; an id means the same bone in both. Where neither is
+        given and the plan holds bones exact, the shipped network finds them in one of the images.
     fixed_mask, moving_mask: weights in [0, 1] for the similarity.
     bone_labels: ids of the labels that are bone, or id -> name; all that occur by default.
-    bones: which label map says where bone is.
+    bones: which label map says where bone is; "none" holds nothing rigid and looks for no bone.
     plan: a recipe's name, a TOML or JSON file, or a Plan; ``"default"``, or the weights' own, by default.
     weights: of a trained network, whose field is the warp; images are prepared as in its training.
-    refine: whether the images themselves decide on the warp; by default where there are no weights. With weights it begins
-        from the network's field.
+    refine: whether the transform is optimised on these images; by default where there are no weights. Without it, in a plan
+        of exact bones, the shipped network's features decide alone, in one shot; with weights their network's field does.
     initial: None for the automatic rigid start; "none" where the pair is aligned already; "centres" to begin from the
         centres of the fields of view; a rigid transform or its file.
     Raises InputError for input that cannot be registered, StartError where the rigid start failed.
@@ -93,16 +95,21 @@ def register(
     if seed is not None:
         chosen = chosen.model_copy(update={"seed": seed})
     if refine is False:
-        rest = chosen.refine.model_copy(update={"levels": ()})
-        chosen = chosen.model_copy(update={"refine": rest, "bones": "penalty"})
-    clock = _Clock(progress)
+        chosen = not_optimised(chosen)
+    clock = Clock(progress)
     with limited(threads):
         with clock("read"):
             case, hashes = read_case(fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, chosen)
             if learned is not None:
                 hashes["weights"] = learned.sha256
-            case, ids = with_bones(case, bone_labels, bones)
             given, where = _as_transform(initial), chosen_device(device)
+            unlabelled = case.fixed_labels is None and case.moving_labels is None
+        found_in = None
+        if unlabelled and chosen.bones == "exact" and bones == "auto" and bone_labels is None:
+            with clock("find bones"):
+                found_in = bones_found(case)
+                case = with_found_bones(case, found_in)
+        case, ids = with_bones(case, bone_labels, bones)
         with clock("prepare"):
             prepared = prepare(only_bones(case, ids), chosen.prepare)
         with clock("rigid start"):
@@ -117,13 +124,17 @@ def register(
             if found is not None:
                 exact, stored = found
                 carried = moved_case(prepared, start.rigid)
-                return Registration(
-                    case, start, stored, chosen, ids.rigid, carried, exact.history, clock.seconds, hashes, "cpu", exact
-                )
+                made = (case, start, stored, chosen, ids.rigid, carried, exact.history, clock.seconds, hashes, "cpu")
+                return Registration(*made, exact, found_in)
         guess = None
         if learned is not None:
             with clock("network"):
                 guess = learned.field_of(_to(on_fixed_grid(prepared, start.rigid, chosen), where))
+        elif chosen.bones == "exact" and not chosen.refine.levels and chosen.discrete.levels:
+            with clock("guess"):
+                onto = stored_grid(prepared.fixed.grid, chosen.refine.field_spacing_mm)
+                wide = wide_guess(case, prepared, start.rigid, chosen.discrete, clock.told("guess"))
+                guess = Displacement(wide.displacement(onto), onto)
         with clock("refine"):
             carried = resampled_case(prepared, start.rigid)
             if carried.fixed_mask is None and chosen.refine.foreground:
@@ -137,7 +148,8 @@ def register(
                 warp, history = optimise(_to(carried, where), plan_here, ids.rigid, chosen.seed, progress, guess)
             if where.type != "cpu":
                 warp = replace(warp, vectors=warp.vectors.cpu())
-    return Registration(case, start, warp, chosen, ids.rigid, carried, history, clock.seconds, hashes, str(where))
+    seconds, device = clock.seconds, str(where)
+    return Registration(case, start, warp, chosen, ids.rigid, carried, history, seconds, hashes, device, None, found_in)
 
 
 @final
@@ -161,6 +173,8 @@ class Registration:
     device: str
     exact: ExactBones | None = field(default=None, repr=False)
     """The bones' poses and what the transform is made of, where each bone is exactly rigid; ``warp`` then samples it."""
+    found_in: FoundIn | None = field(default=None, repr=False)
+    """Where bones were found without labels; those that are sure are then the case's labels."""
 
     @cached_property
     def transform(self) -> Transform:
@@ -244,7 +258,7 @@ class Registration:
     @cached_property
     def warnings(self) -> tuple[str, ...]:
         """Reasons to look twice at this result."""
-        found = list(self.start.warnings)
+        found = [*self.start.warnings, *(() if self.found_in is None else self.found_in.warnings)]
         values = self.metrics
         if values["folding_percent"] > 0:
             found.append(f"The field folds in {values['folding_percent']:.3g} % of its voxels.")
@@ -291,12 +305,12 @@ def as_plan(plan: str | Path | Plan) -> Plan:
 
 
 def _exact(
-    case: Case, prepared: Case, start: Rigid, plan: Plan, ids: tuple[int, ...], bones: Bones, clock: "_Clock"
+    case: Case, prepared: Case, start: Rigid, plan: Plan, ids: tuple[int, ...], bones: Bones, clock: Clock
 ) -> tuple[ExactBones, Displacement] | None:
     """Exact bones, and the whole transform before the rigid start, sampled for files; None where no bone is in view."""
     sides = sides_of(ids, bones, prepared)
     with clock("guess"):
-        dense = dense_guess(prepared, start, plan, plan.seed, clock.told("guess"))
+        dense = dense_guess(case, prepared, start, plan, plan.seed, clock.told("guess"))
     with clock("poses"):
         first = first_poses(dense, start, prepared, sides, plan.guess_mm)
         if not first:
@@ -308,7 +322,7 @@ def _exact(
     with clock("soft"):
         if prepared.fixed_mask is None:
             prepared = replace(prepared, fixed_mask=foreground(prepared.fixed))
-        psi, history = soft_around(prepared, base, field, start, plan.soft, plan.seed, clock.told("soft"))
+        psi, history = soft_around(prepared, base, field, start, dense, plan.soft, plan.seed, clock.told("soft"))
     exact = ExactBones(found, base, psi, history)
     with clock("store"):
         onto = stored_grid(case.fixed.grid, plan.prepare.spacing_mm)
@@ -370,27 +384,3 @@ def chosen_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("This machine has no CUDA device that torch can use. Use --device cpu.")
     return torch.device(name)
-
-
-class _Clock:
-    """Seconds per stage; tells the progress listener when a stage begins and ends."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self.progress = progress
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        stepped = stage in ("refine", "guess", "soft")  # these tell every step
-        if self.progress is not None and not stepped:
-            self.progress(stage, 0, 1)
-        yield
-        self.seconds[stage] = time.perf_counter() - began
-        if self.progress is not None and not stepped:
-            self.progress(stage, 1, 1)
-
-    def told(self, stage: str) -> Progress | None:
-        """The listener, told under the name of a stage."""
-        tell = self.progress
-        return None if tell is None else lambda _, done, total: tell(stage, done, total)

@@ -13,7 +13,7 @@ from osteomorph import fields
 from osteomorph.case import Case
 from osteomorph.descent import Progress, descend
 from osteomorph.distances import DistanceMap
-from osteomorph.geometry import Grid
+from osteomorph.geometry import Grid, sample
 from osteomorph.objective import Alignment, Objective
 from osteomorph.plan import Level, SoftPlan
 from osteomorph.refine import smoothed, terms
@@ -34,7 +34,12 @@ SQUARINGS = 4
 
 
 def soft_field(
-    case: Case, regions: Sequence[DistanceMap], plan: SoftPlan, seed: int = 0, progress: Progress | None = None
+    case: Case,
+    regions: Sequence[DistanceMap],
+    plan: SoftPlan,
+    seed: int = 0,
+    progress: Progress | None = None,
+    begin: Displacement | None = None,
 ) -> tuple[Displacement | Velocity, list[dict[str, float]]]:
     """psi, fixed mm -> fixed mm, on the fixed image's grid; and the terms' values at each step.
 
@@ -43,7 +48,8 @@ def soft_field(
     asked of v, which knows no bones: asked of chi v it would hold tissue back all around them.
 
     case: prepared, the moving image already resampled through the bones' transform: both describe along the same axes.
-    regions: what must not move. A displacement that comes near to folding is returned as a velocity.
+    regions: what must not move. begin: v to begin from, by default 0; its own smoothness is not asked for. A displacement
+    that comes near to folding is returned as a velocity.
     """
     grid = case.fixed.grid
     hold = ramp(regions, grid, plan.ramp_mm)
@@ -54,6 +60,8 @@ def soft_field(
     told = None if progress is None else lambda done: progress("soft", done, total)
     found: list[tuple[Basis, Tensor]] = []
     before = torch.zeros(3, *grid.shape, dtype=case.fixed.data.dtype)
+    if begin is not None:
+        before += sample(begin.vectors, begin.grid, grid.points().flatten(1)).unflatten(1, grid.shape)
     for level in plan.levels:
         seen = smoothed(case, level.smooth_mm)
         similarity = Objective([term for term in terms(plan, level, case, ()) if not isinstance(term[2], (Bending, Diffusion))])

@@ -29,6 +29,10 @@ RIGID = "Rigid"
 """The rigid start, as the tables call it."""
 
 
+TRUTH = "Truth"
+"""The true transform, as the tables call it."""
+
+
 @final
 @dataclass(frozen=True)
 class Size:
@@ -59,7 +63,7 @@ class Size:
 
 SIZES: dict[SizeName, Size] = {
     "tiny": Size(5, 6.0, 6.0, (24, 24, 16), 1, 2e-3, (0.5, 2.0), folds=1),
-    "small": Size(49, 2.0, 2.0, (48, 64, 32), 40, 2e-3, (0.01, 0.05, 0.2, 1.0), bf16=True, bone_mm=(5.0, 12.0), gamma1=0.2),
+    "small": Size(49, 2.0, 2.0, (48, 64, 32), 40, 2e-3, (0.01, 0.2, 1.0), bf16=True, bone_mm=(5.0, 12.0), gamma1=0.2),
     "full": Size(49, None, 1.0, (320, 320, 96), 1000, 4e-4, (0.01, 0.1, 0.5, 2.0, 8.0), bf16=True, checkpointing=True),
 }
 """tiny: for tests. small: hours on two cores; fewer steps than the thesis, so a larger learning rate. full: the thesis'."""
@@ -242,6 +246,19 @@ def rigid_unit(context: Context, plan: Plan, cohort: str = "cohort", name: str =
 
     told = {"prepare": plan.prepare.model_dump(), "initialise": plan.initialise.model_dump(), "about": about}
     return Unit(f"evaluate/{_slug(name)}", run, told, (f"start/{cohort}",), 3.0 * context.size.pairs / 5)
+
+
+def truth_unit(context: Context, plan: Plan) -> Unit:
+    """Rows of the true transform over the test part, measured like any other."""
+
+    def run(progress: Progress) -> None:
+        from osteomorph.evaluate_cohort import evaluate_pairs, part_of, truth_method
+
+        pairs = context.cohort()
+        rows = evaluate_pairs(pairs, part_of(pairs, 0, "test"), truth_method(pairs), TRUTH, plan.prepare, None, True, progress)
+        _keep(context, _slug(TRUTH), rows, Arm(TRUTH, plan, ()))
+
+    return Unit(f"evaluate/{_slug(TRUTH)}", run, {"prepare": plan.prepare.model_dump()}, ("simulate/cohort",), 10.0)
 
 
 def _keep(context: Context, name: str, rows: Sequence[Row], arm: Arm) -> None:

@@ -18,6 +18,7 @@ from osteomorph.study import Unit
 from osteomorph.study_arms import (
     RIGID,
     START,
+    TRUTH,
     Arm,
     Context,
     cohort_unit,
@@ -26,6 +27,7 @@ from osteomorph.study_arms import (
     start_unit,
     study_plan,
     train_units,
+    truth_unit,
     with_weights,
 )
 from osteomorph.study_effects import thesis_effects
@@ -73,7 +75,7 @@ def thesis_units(context: Context) -> list[Unit]:
         units += fold  # a study that was stopped has all variants of its first folds
     for arm in swept:
         units += train_units(context, arm, ["start/cohort"], "sweep")
-    evaluated = [rigid_unit(context, plan)]
+    evaluated = [rigid_unit(context, plan), truth_unit(context, plan)]
     for arm in arms:
         evaluated += evaluate_units(context, arm, plan.prepare)
     for arm in swept:
@@ -162,12 +164,14 @@ def write_thesis_report(context: Context) -> None:
     more = table(rows, METHODS, ["pooled"], MORE_MEASURES, seed=context.seed)
     unlabelled = table(rows, METHODS, labelled_bones(rows, "unlabelled"), UNLABELLED_MEASURES, seed=context.seed)
     pooled = "+".join(bones)
+    ceiling = table(rows, (RIGID, TRUTH), [*bones, "pooled"], THESIS_MEASURES, ())
     tested = [cell for cell in [*cells, *more] if cell.bone == "pooled"]
     lines = "".join(f"| {e.claim} | **{e.verdict}** | {e.evidence} |\n" for e in effects)
     sections = [
         Section("Effects of the thesis", "| effect | here | numbers |\n|---|---|---|\n" + lines),
         Section("Table 4.1", _READING + markdown(cells, pooled)),
         Section("Beside the thesis (medians; its data are private, so figures are not expected to agree)", beside_thesis(rows)),
+        Section("The true transform, measured alike", markdown(ceiling, pooled)),
         Section("What the thesis did not measure", markdown(more, pooled)),
         Section("Bones without a label in training", markdown(unlabelled)),
         Section(f"Tests of {pooled} (all in statistics.csv)", statistics_markdown(tested, pooled)),

@@ -22,6 +22,7 @@ from osteomorph.objective import Alignment, Objective
 from osteomorph.parallel import Workers
 from osteomorph.plan import Level, Plan
 from osteomorph.refine import rigid_frame, terms
+from osteomorph.shipped import weights_file
 from osteomorph.simulate.dataset import SimulatedPairs
 from osteomorph.training_folder import CARD, TrainingFolder, cohort_digest, sha256, write_whole
 from osteomorph.training_pairs import TrainingCase, TrainingPairs, check_fold, drawn_case, fold_of
@@ -54,12 +55,13 @@ def train(
     seed: of the first weights and of the order of pairs.
     cache: where carried pairs are kept; ``folder/carried`` by default. Several trainings may share one.
     observed: train on labels with a segmentation's errors where the cohort has them.
-    weights: a network to begin from, with a new optimiser.
+    weights: a network to begin from, with a new optimiser; a file, or a name that comes with the package.
     simulated: pairs to train on in place of the fold's, drawn anew in every epoch, as many as the fold has.
 
     Raises InputError before the first epoch for a cohort, plan or folder that does not fit, naming the pair; and later where
     the loss is no longer a number.
     """
+    weights = None if weights is None else weights_file(weights)
     workers = Workers.join(device)
     tell: Progress = progress if progress is not None and workers.first else _silent
     out, parts = TrainingFolder(folder), fold_of(cohort, fold)

@@ -23,8 +23,8 @@ import torch
 from osteomorph import __version__
 from osteomorph.bone_anatomies import DRAWN, REAL, Patient, drawn_patient, kept, patients
 from osteomorph.bone_losses import losses
-from osteomorph.bone_network import SHIPPED, BoneNetwork, save_bone_network
-from osteomorph.bone_samples import Pairs, patches_of
+from osteomorph.bone_network import SHIPPED, WIDTHS, BoneNetwork, save_bone_network
+from osteomorph.bone_samples import PATCH_VOXELS, Pairs, StoredPair, patches_of
 from osteomorph.errors import InputError
 from osteomorph.network import has_bf16
 from osteomorph.threads import threads
@@ -39,18 +39,21 @@ TRAINED_ON = ("ct-abdomen-pelvis-3mm", "ct-lumbopelvic")
 class Settings:
     """steps: of one pair each. pool: pairs there are. falling: share of the steps over which the learning rate falls to 0.
 
-    remembered: steps that the weights are averaged over, about. bf16: whether layers compute in bfloat16.
+    remembered: steps that the weights are averaged over, about. every: steps of a row of the log. bf16: whether layers compute
+    in bfloat16. patch: voxels along each side of what a step sees.
     """
 
-    steps: int = 2500
-    pool: int = 500
+    steps: int = 2800
+    pool: int = 600
     seed: int = 0
-    learning_rate: float = 1.5e-3
-    warming: int = 100
+    learning_rate: float = 1e-3
+    warming: int = 20
     falling: float = 0.3
     decay: float = 0.01
     remembered: int = 200
     every: int = 200
+    patch: int = PATCH_VOXELS
+    widths: tuple[int, ...] = WIDTHS
     bf16: bool = True
 
     def rate(self, step: int) -> float:
@@ -68,7 +71,7 @@ class Training:
         self.settings = settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            network = BoneNetwork()
+            network = BoneNetwork(settings.widths)
         self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).eval()
         weights = [w for w in self.network.parameters() if w.ndim > 1]
@@ -78,17 +81,17 @@ class Training:
         self.step = 0
         self.log: list[dict[str, float]] = []
 
-    def advance(self, pairs: Pairs) -> dict[str, float]:
+    def advance(self, pairs: Pairs | Sequence[StoredPair]) -> dict[str, float]:
         """One step; what its loss was made of."""
         settings, step = self.settings, self.step
         round_, place = divmod(step, settings.pool)
         order = np.random.default_rng((settings.seed, round_, 2)).permutation(settings.pool)
-        patches = patches_of(pairs[int(order[place])], np.random.default_rng((settings.seed, step, 3)))
+        patches = patches_of(pairs[int(order[place])], np.random.default_rng((settings.seed, step, 3)), settings.patch)
         for group in self.optimiser.param_groups:
             group["lr"] = settings.rate(step)
         self.optimiser.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-            found = self.network.train()(patches.images)
+            found = self.network.train()(patches.images, MR_AND_CT)
         parts = losses(found, patches)
         if not torch.isfinite(parts.total):
             raise InputError(f"The loss became {float(parts.total)} in step {step}. Give a lower --learning-rate.")
@@ -136,7 +139,7 @@ def validate(network: BoneNetwork, pairs: Pairs, count: int, bf16: bool) -> dict
     for number in range(count):
         patches = patches_of(pairs[number], np.random.default_rng((number, 4)), augment=False)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            found = network(patches.images)
+            found = network(patches.images, MR_AND_CT)
         row = {name: float(value) for name, value in losses(found, patches)._asdict().items()}
         known, bone = patches.labels >= 0, patches.labels > 0
         predicted = (found.bone[:, 0] > 0) & known
@@ -178,6 +181,9 @@ def run(folder: Path, settings: Settings, data: Path | None, real: Sequence[str]
         _write(out, training, seen, real)
     return out
 
+
+MR_AND_CT = torch.tensor([False, True])
+"""Of the two images of a pair, which is a CT."""
 
 HELD_OUT = (("lumbar", 0), ("thorax", 2), ("knee", 3), ("pelvis", 4))
 """View and number of drawn patients, of the seed after the training's, that it is checked on."""

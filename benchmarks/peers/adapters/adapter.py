@@ -45,13 +45,14 @@ class Run:
     def __exit__(self, *_):
         self.seconds += time.perf_counter() - self._began
 
-    def write(self, displacement, frame, settings, packages, inverse=None, inverse_on="moving"):
+    def write(self, displacement, frame, settings, packages, inverse=None, inverse_on="moving", bones=None):
         """displacement.npy, meta.json, and inverse.npy where there is one.
 
         displacement: (i, j, k, 3), moving point - fixed point at the voxels of the fixed image, axes as in its file; or the
         name of a file in OUT that osteomorph reads.
         frame: "LPS" or "RAS", mm along world axes; "voxels" along the array axes; None for a file that says it itself.
         inverse: the same from moving to fixed points, at the voxels of the image that ``inverse_on`` names.
+        bones: file in OUT with the bones that the method found itself, on the fixed grid.
         """
         meta = {"frame": frame, "seconds": round(self.seconds, 3), "threads": self.threads, "settings": settings}
         meta["versions"] = {name: importlib.metadata.version(name) for name in packages}
@@ -62,4 +63,6 @@ class Run:
                 meta[name] = field if isinstance(field, str) else f"{name}.npy"
         if inverse is not None:
             meta["inverse_on"] = inverse_on
+        if bones is not None:
+            meta["bones"] = bones
         (self.out / "meta.json").write_text(json.dumps(meta, indent=1))

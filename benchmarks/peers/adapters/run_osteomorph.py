@@ -7,7 +7,7 @@ from adapter import Run
 
 
 def main():
-    run = Run("default", "penalty", "diffeomorphic")
+    run = Run("default", "one-shot", "penalty", "diffeomorphic")
     settings = ["--plan", run.variant, "--initial", "none", "--threads", str(run.threads)]
     if run.labels is not None:
         settings += ["--moving-labels", str(run.labels), "--bones", "moving"]
@@ -17,7 +17,9 @@ def main():
     if code not in (0, 3):  # 3: written, and a quality check warns
         raise SystemExit(code)
     shown = {"plan": run.variant, "flagged": code == 3}
-    run.write("result/displacement.nii.gz", None, shown, ("osteomorph", "torch"), inverse="result/inverse.h5")
+    found = "result/moved_labels.nii.gz"
+    bones = found if run.labels is None and (run.out / found).exists() else None
+    run.write("result/displacement.nii.gz", None, shown, ("osteomorph", "torch"), inverse="result/inverse.h5", bones=bones)
 
 
 main()

@@ -41,13 +41,18 @@ def register(
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option("--weights", help="weights.safetensors of train: its network finds the field.", show_default=False),
+        typer.Option(
+            "--weights",
+            metavar="NAME|FILE",
+            help="A network of train finds the field: a file, or thesis-ws-rp.",
+            show_default=False,
+        ),
     ] = None,
     refine: Annotated[
         bool | None,
         typer.Option(
             "--refine/--no-refine",
-            help="Optimise the field on these images, or keep to the rigid start (with --weights: to the network's field).",
+            help="Optimise on these images, or one shot: what the network says alone, in seconds.",
             show_default="refine without --weights",
         ),
     ] = None,
@@ -65,7 +70,7 @@ def register(
     overwrite: options.Overwrite = False,
     json_log: options.JsonLog = None,
 ) -> None:
-    """Register MOVING onto FIXED: bones rigid, soft tissue smooth.
+    """Register MOVING onto FIXED: bones rigid, soft tissue smooth. Without labels a network finds the bones.
 
     Exit codes: 0 done, 2 bad input or usage (nothing written), 3 done but the quality check warns (written all the same).
     """
@@ -110,6 +115,9 @@ def show(result: "Registration", folder: Path) -> None:
 
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.seconds.items())
     typer.echo(f"\nrigid start  {result.start.method}")
+    if result.found_in is not None and (sure := result.found_in.confidence):
+        least, most = min(sure.values()), max(sure.values())
+        typer.echo(f"bones        {len(sure)} found in the {result.found_in.side} image, confidence {least:.2f} to {most:.2f}")
     typer.echo(f"seconds      {sum(result.seconds.values()):.1f} ({stages})")
     typer.echo(f"memory       {peak_bytes() / 2**30:.2f} GB at the peak")
     metrics = result.metrics

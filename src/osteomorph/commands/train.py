@@ -33,7 +33,10 @@ def train(
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Default: the plan's.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the first weights and of the order of pairs.")] = 0,
     weights: Annotated[
-        Path | None, typer.Option("--from", metavar="WEIGHTS", help="Begin from trained weights.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--from", metavar="NAME|FILE", help="Begin from trained weights: a file, or thesis-ws-rp.", show_default=False
+        ),
     ] = None,
     simulate: Annotated[
         int | None,

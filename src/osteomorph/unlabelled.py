@@ -1,0 +1,75 @@
+"""Bones where nobody labelled any: found by the shipped network in the image that shows them best."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal, final
+
+import numpy as np
+
+from osteomorph.bone_network import BoneNetwork, is_ct
+from osteomorph.case import Case
+from osteomorph.found_bones import FoundBones, find_bones
+from osteomorph.image import Labels
+
+LEAST_CONFIDENCE = 0.5
+"""Of a bone that is held rigid; what is found with less stays soft, and is named."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FoundIn:
+    """side: the image the bones were found in. bones: all of them, the unsure ones too."""
+
+    side: Literal["fixed", "moving"]
+    bones: FoundBones = field(repr=False)
+
+    @property
+    def sure(self) -> Labels:
+        """Those that are held rigid."""
+        return self.bones.sure(LEAST_CONFIDENCE)
+
+    @property
+    def confidence(self) -> dict[int, float]:
+        """Id -> in [0, 1], of those that are held rigid."""
+        return {label: value for label, value in self.bones.confidence.items() if value >= LEAST_CONFIDENCE}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One sentence each."""
+        unsure = len(self.bones.confidence) - len(self.confidence)
+        if not self.confidence:
+            said = f" ({unsure} below a confidence of {LEAST_CONFIDENCE})" if unsure else ""
+            return (f"No bone was found{said}: nothing is held rigid. Give --moving-labels or --fixed-labels.",)
+        if unsure:
+            return (f"{unsure} possible bones of the {self.side} image stay soft: confidence below {LEAST_CONFIDENCE}.",)
+        return ()
+
+
+def bones_found(case: Case, network: BoneNetwork | None = None) -> FoundIn:
+    """In the CT where exactly one image is one and bones are found in it; else in the image whose sure bones are larger.
+
+    One image is enough: the other's bones follow from the transform.
+    """
+    sides: list[Literal["fixed", "moving"]] = ["moving", "fixed"]
+    images = {"fixed": case.fixed, "moving": case.moving}
+    ct = [side for side in sides if is_ct(images[side].data)]
+    if len(ct) == 1:
+        first = FoundIn(ct[0], find_bones(images[ct[0]], network))
+        if first.confidence:
+            return first
+        sides.remove(ct[0])
+        second = FoundIn(sides[0], find_bones(images[sides[0]], network))
+        return second if second.confidence else first
+    both = [FoundIn(side, find_bones(images[side], network)) for side in sides]
+    return max(both, key=_volume_mm3)
+
+
+def _volume_mm3(found: FoundIn) -> float:
+    labels = found.sure
+    return float(labels.mask().sum()) * float(np.prod(labels.grid.spacing_mm))
+
+
+def with_found_bones(case: Case, found: FoundIn) -> Case:
+    """The case with the bones that are held rigid as the labels of their image; as it is where there are none."""
+    if not found.confidence:
+        return case
+    return replace(case, fixed_labels=found.sure) if found.side == "fixed" else replace(case, moving_labels=found.sure)

@@ -1,0 +1,149 @@
+"""The shipped network: shapes, gradients, intensities, files, and a training that goes on where it stopped."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from osteomorph.bone_losses import losses
+from osteomorph.bone_network import (
+    FEATURES,
+    SPACING_MM,
+    BoneNetwork,
+    load_bone_network,
+    save_bone_network,
+    shipped_network,
+    unit_intensities,
+)
+from osteomorph.bone_samples import LONGEST_MM, StoredPair, patches_of
+from osteomorph.errors import InputError
+from osteomorph.geometry import Grid, sample
+from osteomorph.train_bones import Settings, Training
+
+SMALL = (4, 8, 8, 8)
+BOTH = torch.tensor([False, True])
+
+
+def stored(seed: int = 0, n: int = 72) -> StoredPair:
+    """Two blocks of bone in noise; the second image is the first one, moved 4 mm to the right."""
+    generator = np.random.default_rng(seed)
+    image = torch.from_numpy(generator.uniform(0, 0.3, (n, n, n)).astype(np.float32))
+    labels = torch.zeros(2, n, n, n, dtype=torch.int16)
+    labels[0, 20:36, 25:45, 20:34] = 3
+    labels[0, 20:36, 25:45, 37:52] = 7
+    labels[1] = labels[0].roll(2, 0)
+    image = image + 0.6 * (labels[0] > 0)
+    affine = np.diag([SPACING_MM] * 3 + [1.0])
+    affine[:3, 3] = (-70.0, -65.0, -71.0)
+    grid = Grid((n, n, n), affine)
+    points = grid.points(torch.float64)
+    centres = [{k: points[:, labels[side] == k].mean(1).numpy() for k in (3, 7)} for side in (0, 1)]
+    displacement = torch.zeros(3, n, n, n)
+    displacement[0] = 4.0
+    body = torch.ones(1, n, n, n, dtype=torch.bool)
+    return StoredPair(torch.stack([image, image.roll(2, 0)]), labels, displacement, body, grid, centres)
+
+
+@pytest.mark.parametrize("shape", [(16, 24, 8), (13, 9, 21)], ids=str)
+def test_answers_have_the_shape_of_the_question(shape) -> None:
+    network = BoneNetwork(SMALL)
+    found = network(torch.rand(2, 1, *shape), BOTH)
+    assert found.bone.shape == (2, 1, *shape)
+    assert found.offset_mm.shape == (2, 3, *shape)
+    assert found.features.shape == (2, FEATURES, *(-(-n // 2) for n in shape))
+    assert torch.allclose(found.features.norm(dim=1), torch.ones(()), atol=1e-5)
+
+
+def test_a_place_is_answered_alike_in_a_larger_field_of_view() -> None:
+    torch.manual_seed(0)
+    network, image = BoneNetwork(SMALL).eval(), torch.rand(1, 1, 128, 32, 32)
+    with torch.no_grad():
+        part, whole = network(image[:, :, :96], BOTH[:1]), network(image, BOTH[:1])
+    # what differs is seen from 48 mm away at most: zeros beyond the border
+    assert torch.allclose(part.bone[:, :, :40], whole.bone[:, :, :40], atol=1e-3)
+
+
+def test_every_weight_has_a_gradient() -> None:
+    network = BoneNetwork()
+    patches = patches_of(stored(), np.random.default_rng(0), size=32)
+    losses(network(patches.images, BOTH), patches).total.backward()
+    without = [name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.abs().max() > 0]
+    assert without == []
+
+
+def test_patches_point_to_the_middle_of_their_bones() -> None:
+    pair = stored()
+    for seed in range(4):
+        patches = patches_of(pair, np.random.default_rng(seed), size=40)
+        for side, grid in enumerate(patches.grids):
+            for label in (3, 7):
+                here = patches.labels[side] == label
+                if not here.any():
+                    continue
+                lattice = torch.as_tensor(grid.affine[:3, :3] / SPACING_MM, dtype=torch.float32)
+                way = lattice @ patches.offset_mm[side][:, here]
+                length = patches.offset_mm[side][:, here].norm(dim=0)
+                middle = torch.as_tensor(pair.centres_mm[side][label], dtype=torch.float32)[:, None]
+                end = grid.points()[:, here] + way
+                assert length.max() < LONGEST_MM
+                assert (end - middle).norm(dim=0).max() < 0.01
+        assert torch.allclose(patches.partners - patches.points, torch.tensor([4.0, 0.0, 0.0])[:, None], atol=1e-4)
+        same = [
+            sample(patches.labels[s : s + 1], patches.grids[s], p, "nearest")
+            for s, p in enumerate((patches.points, patches.partners))
+        ]
+        assert (same[0] == same[1]).float().mean() > 0.9  # the two lattices round differently at edges
+
+
+def test_training_goes_on_to_the_same_bits(tmp_path) -> None:
+    settings = Settings(steps=6, pool=2, warming=2, bf16=False, patch=24, widths=SMALL)
+    pairs = [stored(0), stored(1)]
+
+    straight = Training(settings)
+    for _ in range(3):
+        straight.advance(pairs)
+    torch.save(straight.saved(), tmp_path / "checkpoint.pt")
+    straight.advance(pairs)
+    again = Training(settings)
+    again.restore(torch.load(tmp_path / "checkpoint.pt", weights_only=False))
+    again.advance(pairs)
+    assert again.step == straight.step == 4
+    for one, other in zip(again.average.parameters(), straight.average.parameters(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(InputError, match="another pool"):
+        Training(replace(settings, pool=3)).restore(straight.saved())
+
+
+def test_intensities_of_ct_and_mr() -> None:
+    ct = torch.tensor([-2000.0, -1000, -200, 0, 200, 1200, 3000])
+    assert torch.allclose(unit_intensities(ct), torch.tensor([0, 0, 0.1, 0.35, 0.6, 1, 1]), atol=1e-6)
+    mr = torch.cat([torch.zeros(500), torch.linspace(100, 600, 501)])
+    scaled = unit_intensities(mr)
+    assert float(scaled[0]) == 0
+    assert float(scaled.max()) == 1
+    assert torch.allclose(unit_intensities(3 * mr), scaled, atol=1e-5)
+    assert not unit_intensities(torch.full((8,), 7.0)).any()
+
+
+def test_weights_are_checked(tmp_path) -> None:
+    torch.manual_seed(0)
+    network = BoneNetwork(SMALL)
+    digest = save_bone_network(tmp_path / "some.safetensors", network, {"step": 3})
+    read, about = load_bone_network(tmp_path / "some.safetensors", digest)
+    assert about == {"step": 3}
+    for name, value in network.state_dict().items():
+        assert torch.equal(read.state_dict()[name], value.half().float())
+    broken = bytearray((tmp_path / "some.safetensors").read_bytes())
+    broken[-1] ^= 1
+    (tmp_path / "some.safetensors").write_bytes(bytes(broken))
+    with pytest.raises(InputError, match="SHA-256"):
+        load_bone_network(tmp_path / "some.safetensors", digest)
+    with pytest.raises(InputError, match="does not exist"):
+        load_bone_network(tmp_path / "none.safetensors")
+
+
+def test_the_shipped_file_is_the_one_that_was_measured() -> None:
+    network = shipped_network()
+    assert sum(w.numel() for w in network.parameters()) < 3_000_000
+    assert all(torch.isfinite(w).all() for w in network.parameters())

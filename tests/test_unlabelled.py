@@ -1,0 +1,146 @@
+"""Registration without labels: which image bones are taken from, what is said when there are none, and bones found for real."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_exact_bones import MOTIONS, PLAN, scene  # noqa: F401
+
+from osteomorph import unlabelled
+from osteomorph.case import Case
+from osteomorph.found_bones import FoundBones
+from osteomorph.image import Image, Labels
+from osteomorph.recipes import default, not_optimised, one_shot
+from osteomorph.registration import register
+from osteomorph.unlabelled import bones_found, with_found_bones
+
+
+def as_ct(image: Image) -> Image:
+    return Image(2000 * image.data - 500, image.grid, np.dtype(np.int16))
+
+
+def detector(confidence, labels, asked=None):
+    """Finds what it is told to, by the image's grid."""
+
+    def find(image, network=None):
+        if asked is not None:
+            asked.append(image)
+        for known in labels:
+            if known is not None and known.grid.isclose(image.grid):
+                return FoundBones(known, dict.fromkeys(known.ids(), confidence))
+        return FoundBones(Labels(torch.zeros(1, *image.grid.shape, dtype=torch.int16), image.grid))
+
+    return find
+
+
+@pytest.fixture
+def unlabelled_pair(scene):  # noqa: F811
+    case, poses, truth = scene
+    return Case(case.fixed, as_ct(case.moving)), case.moving_labels, poses, truth
+
+
+def test_bones_are_taken_from_the_ct_alone(unlabelled_pair, monkeypatch):
+    case, labels, *_ = unlabelled_pair
+    asked = []
+    monkeypatch.setattr(unlabelled, "find_bones", detector(0.9, [labels], asked))
+    found = bones_found(case)
+    assert found.side == "moving"
+    assert asked == [case.moving]
+    assert with_found_bones(case, found).moving_labels.ids() == labels.ids()
+    swapped = bones_found(Case(case.moving, case.fixed))
+    assert swapped.side == "fixed"
+    assert with_found_bones(Case(case.moving, case.fixed), swapped).fixed_labels.ids() == labels.ids()
+
+
+def test_the_other_image_is_asked_where_the_ct_shows_none(unlabelled_pair, monkeypatch):
+    case, *_ = unlabelled_pair
+    fixed_labels = Labels(torch.zeros(1, *case.fixed.grid.shape, dtype=torch.int16), case.fixed.grid)
+    fixed_labels.data[0, 10:20, 10:20, 10:20] = 4
+    monkeypatch.setattr(unlabelled, "find_bones", detector(0.9, [fixed_labels]))
+    found = bones_found(case)
+    assert (found.side, found.confidence) == ("fixed", {4: 0.9})
+
+
+def test_of_two_images_of_one_modality_that_with_more_bone_is_taken(unlabelled_pair, monkeypatch):
+    case, labels, *_ = unlabelled_pair
+    few = Labels(torch.zeros(1, *case.fixed.grid.shape, dtype=torch.int16), case.fixed.grid)
+    few.data[0, 5, 5, 5] = 1
+    monkeypatch.setattr(unlabelled, "find_bones", detector(0.9, [labels, few]))
+    both = Case(case.fixed, Image(case.moving.data + 600, case.moving.grid))
+    assert bones_found(both).side == "moving"
+
+
+def test_what_is_not_sure_stays_soft_and_is_said(unlabelled_pair):
+    case, labels, *_ = unlabelled_pair
+    found = unlabelled.FoundIn("moving", FoundBones(labels, {1: 0.9, 2: 0.3, 9: 0.8}))
+    assert found.sure.ids() == [1, 9]
+    assert found.warnings == ("1 possible bones of the moving image stay soft: confidence below 0.5.",)
+    none = unlabelled.FoundIn("moving", FoundBones(labels, {1: 0.1, 2: 0.3, 9: 0.2}))
+    assert with_found_bones(case, none) is case
+    assert none.warnings == (
+        "No bone was found (3 below a confidence of 0.5): nothing is held rigid. Give --moving-labels or --fixed-labels.",
+    )
+
+
+def test_found_bones_are_exact_and_said_to_be_found(unlabelled_pair, monkeypatch, tmp_path):
+    case, labels, poses, _ = unlabelled_pair
+    monkeypatch.setattr(unlabelled, "find_bones", detector(0.9, [labels]))
+    result = register(case.fixed, case.moving, plan=PLAN)
+    assert result.exact is not None
+    for label in (1, 2):
+        bone = next(bone for bone in result.bones if bone.label == label)
+        assert bone.residual_mm < 1e-3
+        points = labels.grid.world((labels.data[0] == label).nonzero().T.double())
+        start = poses[label].inverse()(points)
+        assert float((bone.pose(start) - points).norm(dim=0).mean()) < 0.8, MOTIONS[label]
+    out = result.write(tmp_path / "out")
+    told = json.loads((out / "bones.json").read_text())
+    assert (told["exact"], told["from"]) == (True, "network, moving image")
+    assert {bone["confidence"] for bone in told["bones"]} == {0.9}
+    assert json.loads((out / "result.json").read_text())["bones_from"] == "network, moving image"
+    assert (out / "moved_labels.nii.gz").is_file()
+
+
+def test_labels_that_are_given_win_and_none_is_none(unlabelled_pair, monkeypatch):
+    case, labels, *_ = unlabelled_pair
+    asked = []
+    monkeypatch.setattr(unlabelled, "find_bones", detector(0.9, [labels], asked))
+    quick = PLAN.model_copy(update={"soft": PLAN.soft.model_copy(update={"levels": ()})})
+    given = register(case.fixed, case.moving, moving_labels=labels, plan=quick)
+    assert given.found_in is None
+    soft = register(case.fixed, case.moving, plan=quick, bones="none")
+    assert (soft.exact, soft.found_in, soft.rigid_labels) == (None, None, ())
+    assert asked == []
+
+
+def test_without_a_bone_the_result_is_soft_and_flagged(unlabelled_pair, monkeypatch):
+    case, *_ = unlabelled_pair
+    monkeypatch.setattr(unlabelled, "find_bones", detector(0.9, []))
+    result = register(case.fixed, case.moving, plan=PLAN, refine=False)
+    assert result.exact is None
+    assert any(text.startswith("No bone was found") for text in result.warnings)
+    assert not result.passed
+    assert float(result.stored.displacement(case.fixed.grid).norm(dim=0).max()) > 0.5  # the search's field, not the start alone
+
+
+def test_one_shot_takes_no_step_on_the_images():
+    plan = one_shot()
+    assert plan == not_optimised(default()).model_copy(update={"name": "one-shot"})
+    assert (plan.guess.levels, plan.soft.levels, plan.refine.levels, plan.pose.iterations) == ((), (), (), 0)
+    assert (plan.bones, plan.discrete.features, plan.soft.begin) == ("exact", "network", "guess")
+
+
+def test_the_shipped_network_registers_the_phantom_in_one_shot(pair):
+    """Bones found, exactly rigid, far nearer to the truth than the files lie."""
+    result = register(pair.case.fixed, pair.case.moving, plan="one-shot")
+    assert result.exact is not None
+    assert result.found_in is not None
+    assert result.found_in.side == "moving"
+    assert len(result.found_in.confidence) >= 3
+    assert all(bone.residual_mm < 1e-3 for bone in result.bones)
+    labels = pair.case.fixed_labels
+    points = labels.grid.world((labels.data[0] > 0).nonzero().T.double())
+    truth = pair.truth(points)
+    before, after = (float((there - truth).norm(dim=0).mean()) for there in (points, result.transform(points)))
+    assert after < 0.4 * before, (before, after)
