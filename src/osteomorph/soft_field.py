@@ -14,7 +14,6 @@ from osteomorph.case import Case
 from osteomorph.descent import Progress, descend
 from osteomorph.distances import DistanceMap
 from osteomorph.geometry import Grid, sample
-from osteomorph.image import Image
 from osteomorph.objective import Alignment, Objective
 from osteomorph.plan import Level, SoftPlan
 from osteomorph.refine import smoothed, terms
@@ -27,9 +26,6 @@ LEAST_DETERMINANT = 0.15
 
 STILL = 1.1
 """Diagonals of a voxel around a region in which nothing moves: one, and what linear interpolation of distances is off by."""
-
-SKIP, SMOOTH_VOXELS = 2, 2.0
-"""Images smoothed by at least so many voxels are looked at on every second one."""
 
 Smoothness = Sequence[tuple[str, float, Roughness]]
 
@@ -67,9 +63,7 @@ def soft_field(
     if begin is not None:
         before += sample(begin.vectors, begin.grid, grid.points().flatten(1)).unflatten(1, grid.shape)
     for level in plan.levels:
-        skip = SKIP if level.smooth_mm >= SMOOTH_VOXELS * float(grid.spacing_mm.max()) else 1
-        seen = _every(smoothed(case, level.smooth_mm), skip)
-        apart = max(1, round(stride / skip))
+        seen = smoothed(case, level.smooth_mm)
         similarity = Objective([term for term in terms(plan, level, case, ()) if not isinstance(term[2], (Bending, Diffusion))])
         basis = Basis.on(grid, level.control_mm, before)
         smoothness = _smoothness(plan, level, basis, found)
@@ -84,16 +78,14 @@ def soft_field(
             control: Tensor = control,
             before: Tensor = before,
             memo: Any = memo,
-            skip: int = skip,
-            apart: int = apart,
         ) -> tuple[Tensor, dict[str, float]]:
-            a, b, c = (int(o) for o in torch.randint(apart, (3,), generator=generator))
-            i, j, k = (slice(o * skip, None, apart * skip) for o in (a, b, c))
-            lattice = seen.fixed.grid.strided(apart, (a, b, c))
-            vectors = (before[:, i, j, k] + basis(control, (i, j, k))) * hold[i, j, k]
+            a, b, c = (int(o) for o in torch.randint(stride, (3,), generator=generator))
+            lattice = grid.strided(stride, (a, b, c))
+            rows = (slice(a, None, stride), slice(b, None, stride), slice(c, None, stride))
+            vectors = (before[:, rows[0], rows[1], rows[2]] + basis(control, rows)) * hold[rows]
             if plan.field == "velocity":
                 vectors = fields.exponential(vectors, lattice, SQUARINGS)
-            total, values = similarity(Alignment(seen, Displacement(vectors, lattice), apart, (a, b, c), memo=memo))
+            total, values = similarity(Alignment(seen, Displacement(vectors, lattice), stride, (a, b, c), memo=memo))
             for name, weight, roughness in smoothness:
                 value = roughness(control)
                 values[name] = float(value.detach())
@@ -105,18 +97,6 @@ def soft_field(
         before += basis(control)
     vectors = before.mul_(hold)
     return (Velocity(vectors, grid) if plan.field == "velocity" else without_folds(vectors, grid)), history
-
-
-def _every(case: Case, skip: int) -> Case:
-    """The images and masks at every ``skip``-th voxel of their grids."""
-    if skip == 1:
-        return case
-
-    def part(image: Image) -> Image:
-        return Image(image.data[:, ::skip, ::skip, ::skip].contiguous(), image.grid.strided(skip), image.stored)
-
-    masks = [None if mask is None else part(mask) for mask in (case.fixed_mask, case.moving_mask)]
-    return Case(part(case.fixed), part(case.moving), fixed_mask=masks[0], moving_mask=masks[1])
 
 
 def _smoothness(plan: SoftPlan, level: Level, basis: Basis, found: Sequence[tuple[Basis, Tensor]]) -> Smoothness:
