@@ -167,6 +167,10 @@ MR = (
 )
 
 
+DISCS = 100
+"""Ids from here on are discs and end plates in the TPTBox sample, which labels whole vertebrae."""
+
+
 class Bodies(NamedTuple):
     """Vertebral bodies, the share of their voxels found, and how many have a bone of their own that covers most of them."""
 
@@ -182,7 +186,7 @@ class Bodies(NamedTuple):
 
 def bodies(name: str, truth: Labels, found: FoundBones, seconds: float) -> Bodies:
     true, said = truth.data[0].numpy().astype(int), found.labels.data[0].numpy().astype(int)
-    ids = [int(k) for k in np.unique(true) if k]
+    ids = [int(k) for k in np.unique(true) if 0 < k < DISCS]
     shares = np.zeros((len(ids), max(said.max(), 1) + 1))
     for row, k in enumerate(ids):
         np.add.at(shares[row], said[true == k], 1)
@@ -190,7 +194,7 @@ def bodies(name: str, truth: Labels, found: FoundBones, seconds: float) -> Bodie
     recall = 1 - shares[:, 0]
     covers = shares[:, 1:] > 0.3
     shared = covers.sum(0) > 1
-    alone = sum(bool((covers[row] & ~shared).any()) and shares[row, 1:].max() > 0.5 for row in range(len(ids)))
+    alone = sum(int((covers[row] & ~shared).any() and shares[row, 1:].max() > 0.5) for row in range(len(ids)))
     split = int(((shares[:, 1:] > 0.15).sum(1) > 1).sum())
     return Bodies(name, len(ids), float(recall.mean()), float(recall.min()), alone, int(shared.sum()), split, seconds)
 
