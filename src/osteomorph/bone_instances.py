@@ -59,9 +59,10 @@ def instances(
     own = np.where(within, near[tuple(at.clip(0, np.array(lumps.shape)[:, None] - 1))], 0)
     voted = np.zeros(bone.shape, np.int32)
     voted[tuple(places)] = own
+    settled = voted
     for level, peeled in settings.apart:
-        voted = _at_home(voted, _pieces(bone > level, peeled), settings.least_mm3 / voxel)
-    found = _tidied(voted, inside, voxel, settings)
+        settled = _at_home(settled, _pieces(bone > level, peeled), settings.least_mm3 / voxel)
+    found = _tidied(settled, inside, voxel, settings)
     sure = {}
     numbers = [int(n) for n in np.unique(found) if n]
     for number in numbers:
