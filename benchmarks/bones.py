@@ -31,6 +31,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.colors import ListedColormap
 from scipy.spatial.transform import Rotation
 from torch.nn.functional import avg_pool3d
 
@@ -237,6 +238,9 @@ def real(network: BoneNetwork, data: Path, pictures: Path | None) -> tuple[list[
     return rows, some
 
 
+COLOURS = ListedColormap(["#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6", "#bcf60c"])
+
+
 def overlay(image: Image, labels: Labels, path: Path) -> None:
     """A sagittal, a coronal and an axial slice through the most bone, with the bones in colour."""
     grid, order, flips = image.grid.canonical()
@@ -251,10 +255,8 @@ def overlay(image: Image, labels: Labels, path: Path) -> None:
         picture, numbers = data.take(at, axis).T, found.take(at, axis).T
         extent = (0, grid.size_mm[rest[0]], 0, grid.size_mm[rest[1]])
         panel.imshow(picture, cmap="gray", origin="lower", extent=extent, vmin=0, vmax=1)
-        shown = np.ma.masked_equal(numbers, 0)
-        panel.imshow(
-            (shown * 7) % 20, cmap="tab20", origin="lower", extent=extent, alpha=0.45, vmin=0, vmax=20, interpolation="nearest"
-        )
+        shown = np.ma.masked_where(numbers == 0, (numbers - 1) % COLOURS.N)
+        panel.imshow(shown, cmap=COLOURS, origin="lower", extent=extent, alpha=0.45, vmin=-0.5, vmax=COLOURS.N - 0.5)
         panel.set_axis_off()
     figure.tight_layout(pad=0.2)
     figure.savefig(path, dpi=80)
