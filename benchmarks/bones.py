@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ from matplotlib.colors import ListedColormap
 from scipy.spatial.transform import Rotation
 from torch.nn.functional import avg_pool3d
 
-from osteomorph.bone_anatomies import REAL, drawn_patient
+from osteomorph.bone_anatomies import REAL, drawn_patient, kept
 from osteomorph.bone_network import BoneNetwork, load_bone_network, shipped_network, unit_intensities
 from osteomorph.found_bones import FoundBones, features_of, find_bones
 from osteomorph.geometry import Grid, sample
@@ -275,13 +276,14 @@ def mind_features(image: Image, wide: bool) -> Image:
     return Image(data[0], Grid(tuple(data.shape[2:]), affine))  # type: ignore[arg-type]
 
 
-def features(network: BoneNetwork, number: int, points: int = 400) -> dict[str, dict[str, float]]:
+def features(network: BoneNetwork, number: int, folder: Path | None, points: int = 400) -> dict[str, dict[str, float]]:
     """method -> "angle, bone or soft" -> share found."""
     hits: dict[str, dict[str, list[float]]] = {}
     steps = torch.arange(-WINDOW_MM, WINDOW_MM + 1, 4.0)
     window = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij")).flatten(1)
     for n in range(number):
-        patient = drawn_patient(("lumbar", "pelvis", "thorax")[n % 3], SEED + 1, n)
+        make = partial(drawn_patient, ("lumbar", "thorax")[n % 2], SEED + 1, n)
+        patient = make() if folder is None else kept(folder / f"features{n}.pt", make)
         contrasts = [c for c in CONTRASTS if c != "random"]
         size = tuple(min(64, int(s / 2)) for s in next(iter(patient.atlas.views.values())).size_mm)
         pairs = SimulatedPairs(
@@ -353,7 +355,7 @@ def main() -> None:
             print(f"\n{table(rows)}\n\n{bodies_table(some)}")
             result = {"ct": [asdict(r) for r in rows], "mr": [b._asdict() for b in some]}
         else:
-            result = features(network, min(given.patients, 6))
+            result = features(network, min(given.patients, 4), given.cache)
             print(json.dumps(result, indent=1))
     if given.json is not None:
         given.json.write_text(json.dumps(result, indent=1))
