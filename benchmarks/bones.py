@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,10 +32,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.colors import ListedColormap
 from scipy.spatial.transform import Rotation
 from torch.nn.functional import avg_pool3d
 
-from osteomorph.bone_anatomies import REAL, drawn_patient
+from osteomorph.bone_anatomies import REAL, drawn_patient, kept
 from osteomorph.bone_network import BoneNetwork, load_bone_network, shipped_network, unit_intensities
 from osteomorph.found_bones import FoundBones, features_of, find_bones
 from osteomorph.geometry import Grid, sample
@@ -167,6 +169,10 @@ MR = (
 )
 
 
+DISCS = 100
+"""Ids from here on are discs and end plates in the TPTBox sample, which labels whole vertebrae."""
+
+
 class Bodies(NamedTuple):
     """Vertebral bodies, the share of their voxels found, and how many have a bone of their own that covers most of them."""
 
@@ -182,7 +188,7 @@ class Bodies(NamedTuple):
 
 def bodies(name: str, truth: Labels, found: FoundBones, seconds: float) -> Bodies:
     true, said = truth.data[0].numpy().astype(int), found.labels.data[0].numpy().astype(int)
-    ids = [int(k) for k in np.unique(true) if k]
+    ids = [int(k) for k in np.unique(true) if 0 < k < DISCS]
     shares = np.zeros((len(ids), max(said.max(), 1) + 1))
     for row, k in enumerate(ids):
         np.add.at(shares[row], said[true == k], 1)
@@ -190,7 +196,7 @@ def bodies(name: str, truth: Labels, found: FoundBones, seconds: float) -> Bodie
     recall = 1 - shares[:, 0]
     covers = shares[:, 1:] > 0.3
     shared = covers.sum(0) > 1
-    alone = sum(bool((covers[row] & ~shared).any()) and shares[row, 1:].max() > 0.5 for row in range(len(ids)))
+    alone = sum(int((covers[row] & ~shared).any() and shares[row, 1:].max() > 0.5) for row in range(len(ids)))
     split = int(((shares[:, 1:] > 0.15).sum(1) > 1).sum())
     return Bodies(name, len(ids), float(recall.mean()), float(recall.min()), alone, int(shared.sum()), split, seconds)
 
@@ -233,6 +239,9 @@ def real(network: BoneNetwork, data: Path, pictures: Path | None) -> tuple[list[
     return rows, some
 
 
+COLOURS = ListedColormap(["#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6", "#bcf60c"])
+
+
 def overlay(image: Image, labels: Labels, path: Path) -> None:
     """A sagittal, a coronal and an axial slice through the most bone, with the bones in colour."""
     grid, order, flips = image.grid.canonical()
@@ -247,10 +256,8 @@ def overlay(image: Image, labels: Labels, path: Path) -> None:
         picture, numbers = data.take(at, axis).T, found.take(at, axis).T
         extent = (0, grid.size_mm[rest[0]], 0, grid.size_mm[rest[1]])
         panel.imshow(picture, cmap="gray", origin="lower", extent=extent, vmin=0, vmax=1)
-        shown = np.ma.masked_equal(numbers, 0)
-        panel.imshow(
-            (shown * 7) % 20, cmap="tab20", origin="lower", extent=extent, alpha=0.45, vmin=0, vmax=20, interpolation="nearest"
-        )
+        shown = np.ma.masked_where(numbers == 0, (numbers - 1) % COLOURS.N)
+        panel.imshow(shown, cmap=COLOURS, origin="lower", extent=extent, alpha=0.45, vmin=-0.5, vmax=COLOURS.N - 0.5)
         panel.set_axis_off()
     figure.tight_layout(pad=0.2)
     figure.savefig(path, dpi=80)
@@ -269,13 +276,14 @@ def mind_features(image: Image, wide: bool) -> Image:
     return Image(data[0], Grid(tuple(data.shape[2:]), affine))  # type: ignore[arg-type]
 
 
-def features(network: BoneNetwork, number: int, points: int = 400) -> dict[str, dict[str, float]]:
+def features(network: BoneNetwork, number: int, folder: Path | None, points: int = 400) -> dict[str, dict[str, float]]:
     """method -> "angle, bone or soft" -> share found."""
     hits: dict[str, dict[str, list[float]]] = {}
     steps = torch.arange(-WINDOW_MM, WINDOW_MM + 1, 4.0)
     window = torch.stack(torch.meshgrid(steps, steps, steps, indexing="ij")).flatten(1)
     for n in range(number):
-        patient = drawn_patient(("lumbar", "pelvis", "thorax")[n % 3], SEED + 1, n)
+        make = partial(drawn_patient, ("lumbar", "thorax")[n % 2], SEED + 1, n)
+        patient = make() if folder is None else kept(folder / f"features{n}.pt", make)
         contrasts = [c for c in CONTRASTS if c != "random"]
         size = tuple(min(64, int(s / 2)) for s in next(iter(patient.atlas.views.values())).size_mm)
         pairs = SimulatedPairs(
@@ -347,7 +355,7 @@ def main() -> None:
             print(f"\n{table(rows)}\n\n{bodies_table(some)}")
             result = {"ct": [asdict(r) for r in rows], "mr": [b._asdict() for b in some]}
         else:
-            result = features(network, min(given.patients, 6))
+            result = features(network, min(given.patients, 4), given.cache)
             print(json.dumps(result, indent=1))
     if given.json is not None:
         given.json.write_text(json.dumps(result, indent=1))

@@ -75,3 +75,21 @@ def test_what_voted_for_nothing_goes_to_the_bone_it_hangs_on() -> None:
     found, sure = instances(np.where(body | tip, 0.9, 0.1), offset, 2.0, InstanceSettings())
     assert len(sure) == 1
     assert (found[tip] == found[20, 18, 20]).mean() > 0.9
+
+
+def test_a_head_that_votes_for_its_socket_stays_with_its_shaft() -> None:
+    socket, femur = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
+    socket[4:18, 6:30, 30:56] = True
+    femur[20:34, 10:24, 4:50] = True  # two voxels of joint between them
+    offset = votes_for([socket, femur])
+    head = femur.copy()
+    head[:, :, :36] = False
+    places = np.stack(np.meshgrid(*[np.arange(n) for n in SHAPE], indexing="ij")).astype(float)
+    offset[:, head] = 2.0 * (places[:, socket].mean(1)[:, None] - places[:, head])
+    found, sure = instances(np.where(socket | femur, 0.95, 0.1), offset, 2.0)
+    assert len(sure) == 2
+    assert len(np.unique(found[femur])) == 1
+    assert len(np.unique(found[socket])) == 1
+    bone = sorted(sure, key=lambda k: sure[k])
+    assert found[femur][0] == bone[0]  # it is the less sure one: some of its voxels voted for the other
+    assert sure[bone[0]] < 0.8

@@ -59,9 +59,10 @@ def instances(
     own = np.where(within, near[tuple(at.clip(0, np.array(lumps.shape)[:, None] - 1))], 0)
     voted = np.zeros(bone.shape, np.int32)
     voted[tuple(places)] = own
+    settled = voted
     for level, peeled in settings.apart:
-        voted = _at_home(voted, _pieces(bone > level, peeled), settings.least_mm3 / voxel)
-    found = _tidied(voted, inside, voxel, settings)
+        settled = _at_home(settled, _pieces(bone > level, peeled), settings.least_mm3 / voxel)
+    found = _tidied(settled, inside, voxel, settings)
     sure = {}
     numbers = [int(n) for n in np.unique(found) if n]
     for number in numbers:
@@ -137,6 +138,10 @@ def _pieces(inside: np.ndarray, peeled: int) -> Int[np.ndarray, "i j k"]:
     return np.where(inside, _nearest(ndimage.label(ndimage.binary_erosion(inside, iterations=peeled))[0], peeled + 0.8), 0)
 
 
+MOST = 0.6
+"""Share of the votes of a piece that carries all of it, though the rest of that bone lies elsewhere."""
+
+
 def _at_home(voted: Int[np.ndarray, "i j k"], pieces: Int[np.ndarray, "i j k"], least: float) -> Int[np.ndarray, "i j k"]:
     """Votes of one piece for a bone most of which is another piece go to the bone that most of this piece voted for.
 
@@ -150,7 +155,10 @@ def _at_home(voted: Int[np.ndarray, "i j k"], pieces: Int[np.ndarray, "i j k"], 
     out = voted.copy()
     for piece, box in enumerate(ndimage.find_objects(pieces), 1):
         own = int(table[:, piece].argmax())
-        if sizes[piece] < least or home[own] != piece:
+        if home[own] == piece:
+            if sizes[piece] < least:
+                continue
+        elif table[own, piece] < MOST * sizes[piece]:
             continue
         away = [k for k in np.flatnonzero(table[:, piece]) if home[k] != piece]
         here = (pieces[box] == piece) & np.isin(voted[box], away)

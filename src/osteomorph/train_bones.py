@@ -1,8 +1,8 @@
 """Training of the shipped network: ``python -m osteomorph.train_bones FOLDER --data VOLUMES``; run again, it goes on.
 
 FOLDER gets the patients as voxels, the simulated pairs, ``log.csv``, ``checkpoint.pt`` and the weights, which are averages over
-the last few hundred steps and are written anew with every row of the log. Steps may be raised or lowered as long as the
-learning rate has not begun to fall.
+the last few hundred steps and are written anew with every row of the log. The number of steps may be changed between two runs;
+what it sets is how the learning rate falls.
 """
 
 import argparse
@@ -117,15 +117,11 @@ class Training:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Raises InputError: what was saved is of other settings, steps aside, which may change before the rate falls."""
+        """Raises InputError: what was saved is of other settings, the number of steps aside."""
         mine = asdict(self.settings)
         other = [name for name, value in saved["settings"].items() if mine[name] != value and name != "steps"]
         if other:
             raise InputError(f"The training has another {', another '.join(other)}. Give another folder.")
-        if mine["steps"] != saved["settings"]["steps"]:
-            level = min(mine["steps"], saved["settings"]["steps"]) * (1 - self.settings.falling)
-            if saved["step"] > level:
-                raise InputError("The learning rate falls already; the number of steps stays as it was.")
         self.network.load_state_dict(saved["network"])
         self.average.load_state_dict(saved["average"])
         self.optimiser.load_state_dict(saved["optimiser"])
