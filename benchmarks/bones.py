@@ -18,6 +18,7 @@ extra     found bones of which less than a fifth is labelled, where the label ma
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -71,14 +72,21 @@ class Count:
     seconds: float
 
 
-def count(name: str, truth: Labels, found: FoundBones, seconds: float, complete: bool = True) -> Count:
-    """Of one image; without ``complete``, what is found beside the labelled bones is not judged."""
+def count(
+    name: str, truth: Labels, found: FoundBones, seconds: float, complete: bool = True, among: Sequence[int] | None = None
+) -> Count | None:
+    """Of one image; None where no bone is wanted. among: labels that count, all by default.
+
+    Without ``complete``, what is found beside the labelled bones is not judged.
+    """
     voxel = float(np.prod(truth.grid.spacing_mm))
     true, said = truth.data[0].numpy().astype(int), found.labels.data[0].numpy().astype(int)
     sizes = np.bincount(true.ravel())
     shared = np.zeros((true.max() + 1, said.max() + 1), int)
     np.add.at(shared, (true.ravel(), said.ravel()), 1)
-    wanted = [k for k in range(1, len(sizes)) if sizes[k] * voxel >= LEAST_MM3]
+    wanted = [k for k in range(1, len(sizes)) if sizes[k] * voxel >= LEAST_MM3 and (among is None or k in among)]
+    if not wanted:
+        return None
     said_sizes = shared.sum(0)
     dice, split, missed = [], 0, 0
     for k in wanted:
@@ -103,13 +111,14 @@ def timed(image: Image, network: BoneNetwork) -> tuple[FoundBones, float]:
     return found, time.process_time() - began
 
 
-def table(rows: Sequence[Count]) -> str:
+def table(rows: Sequence[Count | None]) -> str:
     names = ("image", "bones", "Dice", "least", "bone Dice", "merged", "split", "missed", "extra", "CPU s")
     head = f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
     lines = [
         f"| {r.name} | {r.bones} | {r.dice:.3f} | {r.least_dice:.3f} | {r.bone_dice:.3f} | {r.merged} | {r.split} | {r.missed} "
         f"| {r.extra} | {r.seconds:.1f} |"
         for r in rows
+        if r is not None
     ]
     return "\n".join([head, *lines])
 
@@ -134,15 +143,26 @@ def drawn_pair(number: int, folder: Path | None) -> tuple[str, str, Sample]:
 
 
 def drawn(network: BoneNetwork, number: int, folder: Path | None) -> list[Count]:
-    rows = []
+    rows: list[Count | None] = []
+    some: list[Count | None] = []
     for n in range(number):
         name, contrast, pair = drawn_pair(n, folder)
         for kind, data, labels in (("CT", pair.moving, pair.moving_labels), (contrast, pair.fixed, pair.fixed_labels)):
             found, seconds = timed(Image(data, pair.grid), network)
-            rows.append(count(f"{name} {kind}", Labels(labels, pair.grid), found, seconds))
+            truth = Labels(labels, pair.grid)
+            rows += [count(f"{name} {kind}", truth, found, seconds)]
+            some += [count(f"{name} {kind}", truth, found, seconds, False, VERTEBRAE_IDS)]
             print(table(rows[-1:]).splitlines()[-1], flush=True)
-    parts = {"CT": [r for r in rows if r.name.endswith(" CT")], "MR": [r for r in rows if not r.name.endswith(" CT")]}
-    return rows + [summary(f"all {kind}", part) for kind, part in parts.items()]
+    whole = []
+    for what, among in (("", rows), (", vertebrae", some)):
+        there = [r for r in among if r is not None]
+        for kind in ("CT", "MR"):
+            whole.append(summary(f"all {kind}{what}", [r for r in there if r.name.endswith(" CT") == (kind == "CT")]))
+    return [*(r for r in rows if r is not None), *whole]
+
+
+VERTEBRAE_IDS = range(1, 26)
+"""Of drawn patients."""
 
 
 def summary(name: str, rows: Sequence[Count]) -> Count:
@@ -220,13 +240,16 @@ def bone_labels(file: Path, grid: Grid) -> Labels:
 
 
 def real(network: BoneNetwork, data: Path, pictures: Path | None) -> tuple[list[Count], list[Bodies]]:
-    rows, some = [], []
+    rows: list[Count | None] = []
+    some = []
     for name, entry in REAL.items():
         image = read_image(data / entry.ct)
         truth = bone_labels(data / entry.labels, image.grid)
         found, seconds = timed(image, network)
-        rows.append(count(name, truth, found, seconds, complete=name == "ct-abdomen-pelvis-3mm"))
-        print(table(rows[-1:]).splitlines()[-1], {k: round(c, 2) for k, c in found.confidence.items()}, flush=True)
+        rows += [count(name, truth, found, seconds, name == "ct-abdomen-pelvis-3mm")]
+        among = [k for k in truth.ids() if re.search(r"vert|^L\d", names_for(data / entry.labels).get(k, "L"))]
+        rows += [count(f"{name}, vertebrae", truth, found, seconds, False, among)]
+        print(table(rows[-2:]), {k: round(c, 2) for k, c in found.confidence.items()}, flush=True)
         if pictures is not None:
             overlay(image, found.labels, pictures / f"bones-{name}.png")
     for name, file, labels in MR:
@@ -236,7 +259,7 @@ def real(network: BoneNetwork, data: Path, pictures: Path | None) -> tuple[list[
         print(some[-1], {k: round(c, 2) for k, c in found.confidence.items()}, flush=True)
         if pictures is not None:
             overlay(image, found.labels, pictures / f"bones-{name.replace(' ', '-')}.png")
-    return rows, some
+    return [r for r in rows if r is not None], some
 
 
 COLOURS = ListedColormap(["#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6", "#bcf60c"])

@@ -13,7 +13,8 @@ from osteomorph.found_bones import FoundBones
 from osteomorph.image import Image, Labels
 from osteomorph.recipes import default, not_optimised, one_shot
 from osteomorph.registration import register
-from osteomorph.unlabelled import bones_found, with_found_bones
+from osteomorph.transforms import Rigid
+from osteomorph.unlabelled import bones_found, in_view, with_found_bones
 
 
 def as_ct(image: Image) -> Image:
@@ -69,6 +70,17 @@ def test_of_two_images_of_one_modality_that_with_more_bone_is_taken(unlabelled_p
     monkeypatch.setattr(unlabelled, "find_bones", detector(0.9, [labels, few]))
     both = Case(case.fixed, Image(case.moving.data + 600, case.moving.grid))
     assert bones_found(both).side == "moving"
+
+
+def test_bones_that_the_other_image_does_not_show_are_left_out(unlabelled_pair):
+    case, labels, poses, _ = unlabelled_pair
+    found = unlabelled.FoundIn("moving", FoundBones(labels, dict.fromkeys(labels.ids(), 0.9)))
+    assert in_view(found, case.fixed.grid, poses[9]) == (1, 2, 9)  # 9 is just beyond the border and may come in
+    away = np.eye(4)
+    away[:3, 3] = (0.0, 0.0, -40.0)
+    assert in_view(found, case.fixed.grid, Rigid(away)) == (1, 2)
+    same = unlabelled.FoundIn("fixed", FoundBones(labels, dict.fromkeys(labels.ids(), 0.9)))
+    assert in_view(same, case.fixed.grid, Rigid(away).inverse()) == (1, 2)
 
 
 def test_what_is_not_sure_stays_soft_and_is_said(unlabelled_pair):

@@ -34,7 +34,17 @@ from osteomorph.foreground import foreground
 from osteomorph.geometry import overlap_mm3
 from osteomorph.image import Image, Labels
 from osteomorph.initialise import Start, initialise
-from osteomorph.inputs import BoneLabels, Bones, ImageSource, LabelSource, MaskSource, only_bones, read_case, with_bones
+from osteomorph.inputs import (
+    BoneIds,
+    BoneLabels,
+    Bones,
+    ImageSource,
+    LabelSource,
+    MaskSource,
+    only_bones,
+    read_case,
+    with_bones,
+)
 from osteomorph.learned import Learned
 from osteomorph.measure import dice, hausdorff
 from osteomorph.objective import Alignment
@@ -46,7 +56,7 @@ from osteomorph.resampling import resample
 from osteomorph.similarity import mutual_information
 from osteomorph.threads import threads as limited
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
-from osteomorph.unlabelled import FoundIn, bones_found, with_found_bones
+from osteomorph.unlabelled import FoundIn, bones_found, in_view, with_found_bones
 from osteomorph.wide_guess import wide_field
 
 INVERSE_BAR_MM = 0.05
@@ -114,6 +124,11 @@ def register(
             prepared = prepare(only_bones(case, ids), chosen.prepare)
         with clock("rigid start"):
             start = _start(prepared, chosen, initial, given)
+        if found_in is not None and found_in.confidence:
+            other = case.fixed if found_in.side == "moving" else case.moving
+            shown = in_view(found_in, other.grid, start.rigid)
+            ids = BoneIds(shown, shown)
+            case, prepared = only_bones(case, ids), only_bones(prepared, ids)
         there = prepared.moving.grid.moved(start.rigid.inverse().matrix)
         if overlap_mm3(prepared.fixed.grid, there) == 0:
             raise InputError(

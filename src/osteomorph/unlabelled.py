@@ -4,11 +4,17 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, final
 
 import numpy as np
+import torch
 
 from osteomorph.bone_network import BoneNetwork, is_ct
 from osteomorph.case import Case
 from osteomorph.found_bones import FoundBones, find_bones
+from osteomorph.geometry import Grid
 from osteomorph.image import Labels
+from osteomorph.transforms import Rigid
+
+AROUND_MM = 10.0
+"""What a bone may move besides the rigid start, for whether it comes into view."""
 
 LEAST_CONFIDENCE = 0.5
 """Of a bone that is held rigid; what is found with less stays soft, and is named."""
@@ -73,3 +79,18 @@ def with_found_bones(case: Case, found: FoundIn) -> Case:
     if not found.confidence:
         return case
     return replace(case, fixed_labels=found.sure) if found.side == "fixed" else replace(case, moving_labels=found.sure)
+
+
+def in_view(found: FoundIn, other: Grid, start: Rigid) -> tuple[int, ...]:
+    """Ids of the sure bones of which the other image shows something after the rigid start, or within `AROUND_MM` of it.
+
+    other: grid of the image that the bones were not found in. start: fixed mm -> moving mm.
+    """
+    to_other = start.inverse() if found.side == "moving" else start
+    margin = np.ceil(AROUND_MM / other.spacing_mm).astype(int).tolist()
+    around = other.padded((margin[0], margin[1], margin[2]))
+    labels = found.sure
+    places = labels.data[0].nonzero()
+    ids = labels.data[0][tuple(places.T)]
+    seen = around.contains(to_other(labels.grid.world(places.T.double())))
+    return tuple(int(k) for k in torch.unique(ids[seen]))
