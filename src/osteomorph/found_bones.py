@@ -174,11 +174,7 @@ def _spread(numbers: Int[np.ndarray, "i j k"]) -> Int[np.ndarray, "i j k"]:
     return np.where(far <= 2.0, numbers[tuple(index)], 0)
 
 
-<<<<<<< HEAD
 def _outlined(logit: Image, near: Int[np.ndarray, "p q r"], onto: Grid) -> Int[Tensor, "i j k"]:
-=======
-def _outlined(logit: Image, near: Int[np.ndarray, "i j k"], onto: Grid) -> Int[Tensor, "p q r"]:
->>>>>>> net
     """The number of each voxel of ``onto``: bone where the interpolated logit says so, of the bone whose share is largest."""
     bone = regrid(logit, onto).data[0] > 0
     out = torch.zeros(onto.shape, dtype=torch.int32)
