@@ -23,6 +23,9 @@ TILE_VOXELS = 3_000_000
 HALO = 24
 """Voxels that a block sees beyond what it answers for; a multiple of 8, so that blocks are halved where the whole is."""
 
+LEAST_BLOCK = 16
+"""Voxels along a side; a multiple of 8."""
+
 LOGIT = 8.0
 """Logits are cut off here before they are interpolated."""
 
@@ -140,10 +143,9 @@ def _blocks(shape: tuple[int, ...]) -> list[tuple[Slices, Slices]]:
     def seen(size: int, n: int) -> int:
         return min(n, size + 2 * HALO) if size < n else n
 
-    while np.prod([seen(s, n) for s, n in zip(sizes, shape, strict=True)]) > TILE_VOXELS and max(sizes) > 16:
-        longest = int(np.argmax([seen(s, n) for s, n in zip(sizes, shape, strict=True)]))
-        parts = -(-shape[longest] // sizes[longest]) + 1
-        sizes[longest] = max(16, 8 * -(-shape[longest] // (8 * parts)))
+    while np.prod([seen(s, n) for s, n in zip(sizes, shape, strict=True)]) > TILE_VOXELS and max(sizes) > LEAST_BLOCK:
+        longest = max((d for d in range(3) if sizes[d] > LEAST_BLOCK), key=lambda d: seen(sizes[d], shape[d]))
+        sizes[longest] = max(LEAST_BLOCK, 8 * ((sizes[longest] - 1) // 8))
     out = []
     for start in np.ndindex(*(-(-n // s) for n, s in zip(shape, sizes, strict=True))):
         inner = tuple(slice(a * s, min(a * s + s, n)) for a, s, n in zip(start, sizes, shape, strict=True))
