@@ -280,7 +280,7 @@ def test_a_disk_that_refuses_at_the_end_leaves_nothing(pair, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nibabel.save", full)
+    monkeypatch.setattr("osteomorph.io.nifti._Deflating.write", full)
     refused(pair, command="prepare", says=["No space left", "Check"])
 
 
