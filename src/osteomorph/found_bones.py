@@ -33,7 +33,7 @@ LOGIT = 8.0
 @final
 @dataclass(frozen=True, eq=False)
 class FoundBones:
-    """labels: on the image's grid; 1 is the most cranial bone, named "bone 1". confidence: of every id, in [0, 1]."""
+    """labels: on the image's grid; 1 is the most cranial bone, without names. confidence: of every id, in [0, 1]."""
 
     labels: Labels
     confidence: Mapping[int, float] = field(default_factory=dict)
@@ -58,9 +58,8 @@ def find_bones(image: Image, network: BoneNetwork | None = None, settings: Insta
     near = _spread(lattice.back(torch.from_numpy(numbers)[None])[0].numpy())
     data = _outlined(logit, near, image.grid)
     present = {int(k) for k in torch.unique(data)} - {0}
-    names = {k: f"bone {k}" for k in confidence if k in present}
     stored = np.dtype(np.uint8 if len(confidence) < 256 else np.uint16)
-    labels = Labels(data[None], image.grid, names, stored)
+    labels = Labels(data[None], image.grid, stored=stored)
     return FoundBones(labels, {k: c for k, c in confidence.items() if k in present})
 
 
