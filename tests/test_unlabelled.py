@@ -75,12 +75,12 @@ def test_of_two_images_of_one_modality_that_with_more_bone_is_taken(unlabelled_p
 def test_bones_that_the_other_image_does_not_show_are_left_out(unlabelled_pair):
     case, labels, poses, _ = unlabelled_pair
     found = unlabelled.FoundIn("moving", FoundBones(labels, dict.fromkeys(labels.ids(), 0.9)))
-    assert in_view(found, case.fixed.grid, poses[9]) == (1, 2, 9)  # 9 is just beyond the border and may come in
+    assert in_view(found, case, poses[9]) == (1, 2, 9)  # 9 is just beyond the border and may come in
     away = np.eye(4)
     away[:3, 3] = (0.0, 0.0, -40.0)
-    assert in_view(found, case.fixed.grid, Rigid(away)) == (2,)  # 40 mm higher in the fixed image
+    assert in_view(found, case, Rigid(away)) == (2,)  # 40 mm higher in the fixed image
     same = unlabelled.FoundIn("fixed", FoundBones(labels, dict.fromkeys(labels.ids(), 0.9)))
-    assert in_view(same, case.fixed.grid, Rigid(away).inverse()) == (2,)
+    assert in_view(same, Case(case.moving, case.fixed), Rigid(away).inverse()) == (2,)
 
 
 def test_what_is_not_sure_stays_soft_and_is_said(unlabelled_pair):

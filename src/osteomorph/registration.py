@@ -125,8 +125,7 @@ def register(
         with clock("rigid start"):
             start = _start(prepared, chosen, initial, given)
         if found_in is not None and found_in.confidence:
-            other = case.fixed if found_in.side == "moving" else case.moving
-            shown = in_view(found_in, other.grid, start.rigid)
+            shown = in_view(found_in, case, start.rigid)
             ids = BoneIds(shown, shown)
             case, prepared = only_bones(case, ids), only_bones(prepared, ids)
         there = prepared.moving.grid.moved(start.rigid.inverse().matrix)

@@ -9,7 +9,6 @@ import torch
 from osteomorph.bone_network import BoneNetwork, is_ct
 from osteomorph.case import Case
 from osteomorph.found_bones import FoundBones, find_bones
-from osteomorph.geometry import Grid
 from osteomorph.image import Labels
 from osteomorph.transforms import Rigid
 
@@ -81,12 +80,12 @@ def with_found_bones(case: Case, found: FoundIn) -> Case:
     return replace(case, fixed_labels=found.sure) if found.side == "fixed" else replace(case, moving_labels=found.sure)
 
 
-def in_view(found: FoundIn, other: Grid, start: Rigid) -> tuple[int, ...]:
+def in_view(found: FoundIn, case: Case, start: Rigid) -> tuple[int, ...]:
     """Ids of the sure bones of which the other image shows something after the rigid start, or within `AROUND_MM` of it.
 
-    other: grid of the image that the bones were not found in. start: fixed mm -> moving mm.
+    start: fixed mm -> moving mm.
     """
-    to_other = start.inverse() if found.side == "moving" else start
+    to_other, other = (start.inverse(), case.fixed.grid) if found.side == "moving" else (start, case.moving.grid)
     margin = np.ceil(AROUND_MM / other.spacing_mm).astype(int).tolist()
     around = other.padded((margin[0], margin[1], margin[2]))
     labels = found.sure
