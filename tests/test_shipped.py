@@ -24,6 +24,7 @@ def test_a_network_is_taken_by_its_name(tmp_path, monkeypatch):
     assert shipped_names() == ["thesis-ws-rp"]
     by_name = Learned.read(Path("thesis-ws-rp"))
     assert by_name.plan.name == "thesis-ws-rp"
+    assert by_name.plan.initialise.method == "auto"  # labels are not asked for
     assert by_name.sha256 == Learned.read(FOLDER / "thesis-ws-rp.safetensors").sha256
     monkeypatch.chdir(tmp_path)
     (tmp_path / "thesis-ws-rp").write_bytes(b"mine")

@@ -25,12 +25,15 @@ class Learned:
     @classmethod
     def read(cls, path: Path, wanted: Plan | None = None) -> "Learned":
         """From weights.safetensors, or by the name of what comes with the package. The plan is the weights' own, or the
-        wanted one with images prepared as in training.
+        wanted one with images prepared as in training; where it starts on labels, it starts on images where there are none.
 
         Raises InputError: no such weights, or a plan that cannot begin from a field.
         """
         path = weights_file(path)
         network, plan, _ = load_network(path)
+        if plan.initialise.method == "labels":  # training had them; who registers may not
+            start = plan.initialise.model_copy(update={"method": "auto"})
+            plan = plan.model_copy(update={"initialise": start})
         if wanted is not None:
             if wanted.bones == "exact" or wanted.refine.field == "velocity":
                 raise InputError(

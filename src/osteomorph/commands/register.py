@@ -27,7 +27,9 @@ def register(
             "--bone-labels", metavar="IDS|FILE", help="Which are bone: 20,21 or 20=L1,21=L2 or a JSON file. Default: all."
         ),
     ] = None,
-    bones: Annotated[options.Bones, typer.Option("--bones", help="Label map that says where bone is.")] = options.Bones.auto,
+    bones: Annotated[
+        options.Bones, typer.Option("--bones", help="Label map that says where bone is; none: hold nothing rigid.")
+    ] = options.Bones.auto,
     fixed_mask: options.FixedMask = None,
     moving_mask: options.MovingMask = None,
     plan: Annotated[
@@ -52,7 +54,7 @@ def register(
         bool | None,
         typer.Option(
             "--refine/--no-refine",
-            help="Optimise on these images, or one shot: what the network says alone, in seconds.",
+            help="Optimise on these images, or one shot: what the network says alone.",
             show_default="refine without --weights",
         ),
     ] = None,
