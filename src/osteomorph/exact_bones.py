@@ -47,6 +47,9 @@ GUESS_MM = 4.0
 LEAST_STEPS = 2
 """Of the bones' motion through time; a steep gap asks for more."""
 
+MARGIN_VOXELS = 2.0
+"""Of tissue that moves with a bone: of the labels, or of the fields that are stored, whichever are longer."""
+
 LEAST_POINTS = 60
 """Voxels of the guess below which a bone's rotation is not read from it."""
 
@@ -198,9 +201,14 @@ def _from_neighbours(found: Mapping[int, BonePose], points: Mapping[int, Float[T
 
 
 def build_base(
-    found: Mapping[int, BonePose], fixed: Labels | None, moving: Labels | None, bones: Bones, spacing_mm: float
+    found: Mapping[int, BonePose],
+    fixed: Labels | None,
+    moving: Labels | None,
+    bones: Bones,
+    spacing_mm: float,
+    margin_voxels: float = MARGIN_VOXELS,
 ) -> Polyrigid:
-    """The bones' transform. Its margin holds two voxels of the labels and of the fields that are stored."""
+    """The bones' transform. Its margin holds that many voxels of the labels and of the fields that are stored."""
     use_fixed = bones in ("fixed", "both") or moving is None
     use_moving = bones in ("moving", "both", "auto") and moving is not None
     used = [labels for labels, wanted in ((fixed, use_fixed), (moving, use_moving)) if wanted and labels is not None]
@@ -209,7 +217,7 @@ def build_base(
         {label: found[label].pose for label in found},
         fixed if use_fixed else None,
         moving if use_moving else None,
-        margin_mm=2 * max(voxel, spacing_mm),
+        margin_mm=margin_voxels * max(voxel, spacing_mm),
         least_steps=LEAST_STEPS,
     )
 

@@ -15,21 +15,8 @@ from osteomorph.case import Case
 from osteomorph.clock import Clock
 from osteomorph.descent import Progress
 from osteomorph.errors import InputError
-from osteomorph.exact_bones import (
-    ExactBones,
-    build_base,
-    certificate_json,
-    dense_guess,
-    first_poses,
-    refined_poses,
-    relative_field,
-    sides_of,
-    soft_around,
-    stored_field,
-    stored_grid,
-    stored_inverse,
-    warnings_of,
-)
+from osteomorph.exact_bones import ExactBones, certificate_json, stored_grid, stored_inverse, warnings_of
+from osteomorph.exact_path import exact_path
 from osteomorph.foreground import foreground
 from osteomorph.geometry import overlap_mm3
 from osteomorph.image import Image, Labels
@@ -134,11 +121,10 @@ def register(
                 "The fields of view do not overlap after the rigid start. Give labels of both images or --initial."
             )
         if chosen.bones == "exact" and ids.rigid:
-            found = _exact(case, prepared, start.rigid, chosen, ids.rigid, bones, clock)
+            found = exact_path(case, prepared, start.rigid, chosen, ids.rigid, bones, clock)
             if found is not None:
-                exact, stored = found
-                carried = moved_case(prepared, start.rigid)
-                made = (case, start, stored, chosen, ids.rigid, carried, exact.history, clock.seconds, hashes, "cpu")
+                exact, carried = found.exact, moved_case(prepared, start.rigid)
+                made = (case, start, found.warp, chosen, ids.rigid, carried, exact.history, clock.seconds, hashes, "cpu")
                 return Registration(*made, exact, found_in)
         guess = None
         if learned is not None:
@@ -316,34 +302,6 @@ def as_plan(plan: str | Path | Plan) -> Plan:
         return recipe(plan)
     path = Path(plan)
     return Plan.read(path) if path.suffix in (".toml", ".json") else recipe(str(plan))
-
-
-def _exact(
-    case: Case, prepared: Case, start: Rigid, plan: Plan, ids: tuple[int, ...], bones: Bones, clock: Clock
-) -> tuple[ExactBones, Displacement] | None:
-    """Exact bones, and the whole transform before the rigid start, sampled for files; None where no bone is in view."""
-    sides = sides_of(ids, bones, prepared)
-    with clock("guess"):
-        dense = dense_guess(case, prepared, start, plan, plan.seed, clock.told("guess"))
-    with clock("poses"):
-        first = first_poses(dense, start, prepared, sides, plan.guess_mm)
-        if not first:
-            return None
-        found = refined_poses(prepared, first, plan, sides, clock.told("poses"))
-    with clock("bones"):
-        base = build_base(found, case.fixed_labels, case.moving_labels, bones, plan.prepare.spacing_mm)
-        field = relative_field(base, start, prepared.fixed.grid)
-    with clock("soft"):
-        if prepared.fixed_mask is None:
-            prepared = replace(prepared, fixed_mask=foreground(prepared.fixed))
-        psi, history = soft_around(prepared, base, field, start, dense, plan.soft, plan.seed, clock.told("soft"))
-    exact = ExactBones(found, base, psi, history)
-    with clock("store"):
-        onto = stored_grid(case.fixed.grid, plan.prepare.spacing_mm)
-        if not onto.isclose(prepared.fixed.grid):
-            field = relative_field(base, start, onto)
-        warp = stored_field(exact.flow, field, onto)
-    return exact, warp
 
 
 def _start(prepared: Case, plan: Plan, initial: object, given: Rigid | None) -> Start:

@@ -1,0 +1,99 @@
+"""The path of `register` where bones are exact: guess, poses, the bones' motion, soft tissue around them, what files hold."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import final
+
+from osteomorph.case import Case
+from osteomorph.clock import Clock
+from osteomorph.exact_bones import (
+    MARGIN_VOXELS,
+    ExactBones,
+    build_base,
+    dense_guess,
+    first_poses,
+    refined_poses,
+    relative_field,
+    sides_of,
+    soft_around,
+    stored_field,
+    stored_grid,
+)
+from osteomorph.foreground import foreground
+from osteomorph.geometry import Grid
+from osteomorph.inputs import Bones
+from osteomorph.plan import Plan
+from osteomorph.polyrigid import Polyrigid
+from osteomorph.pose import BonePose
+from osteomorph.transforms import Displacement, Rigid, Transform
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Options:
+    """Steps that are given or done otherwise, to study the others; none by default.
+
+    dense, poses: results of the first two steps. margin_voxels: tissue that moves with a bone. between: the bones' transform,
+    the rigid start, a grid -> what is written of that transform on it; `ExactBones` holds the exact one whatever it is.
+    """
+
+    dense: Transform | None = None
+    poses: Mapping[int, BonePose] | None = None
+    margin_voxels: float = MARGIN_VOXELS
+    between: Callable[[Polyrigid, Rigid, Grid], Displacement] = relative_field
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ExactPath:
+    """dense: the guess, fixed mm -> moving mm. exact: bones and psi. motion: that of the bones before the rigid start, on the
+    prepared fixed grid and around it. warp: the whole transform before the rigid start, sampled for files."""
+
+    dense: Transform = field(repr=False)
+    exact: ExactBones
+    motion: Displacement = field(repr=False)
+    warp: Displacement = field(repr=False)
+
+
+def exact_path(
+    case: Case,
+    prepared: Case,
+    start: Rigid,
+    plan: Plan,
+    ids: tuple[int, ...],
+    bones: Bones,
+    clock: Clock,
+    options: Options | None = None,
+) -> ExactPath | None:
+    """From a rigid start, fixed mm -> moving mm, to exact bones and soft tissue; None where no bone is in view.
+
+    case: as given. prepared: from it. ids: labels that are bone. clock: told every step.
+    """
+    chosen = Options() if options is None else options
+    sides = sides_of(ids, bones, prepared)
+    with clock("guess"):
+        dense = chosen.dense
+        if dense is None:
+            dense = dense_guess(case, prepared, start, plan, plan.seed, clock.told("guess"))
+    with clock("poses"):
+        found = chosen.poses
+        if found is None:
+            first = first_poses(dense, start, prepared, sides, plan.guess_mm)
+            if not first:
+                return None
+            found = refined_poses(prepared, first, plan, sides, clock.told("poses"))
+    spacing = plan.prepare.spacing_mm
+    with clock("bones"):
+        base = build_base(found, case.fixed_labels, case.moving_labels, bones, spacing, chosen.margin_voxels)
+        motion = chosen.between(base, start, prepared.fixed.grid)
+    with clock("soft"):
+        if prepared.fixed_mask is None:
+            prepared = replace(prepared, fixed_mask=foreground(prepared.fixed))
+        psi, history = soft_around(prepared, base, motion, start, dense, plan.soft, plan.seed, clock.told("soft"))
+    exact = ExactBones(found, base, psi, history)
+    with clock("store"):
+        onto, written = stored_grid(case.fixed.grid, spacing), motion
+        if not onto.isclose(prepared.fixed.grid):
+            written = chosen.between(base, start, onto)
+        warp = stored_field(exact.flow, written, onto)
+    return ExactPath(dense, exact, motion, warp)
