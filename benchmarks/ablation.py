@@ -1,178 +1,126 @@
 """What each part of the method is worth: one part changed at a time, on pairs with known truth.
 
-    python benchmarks/ablation.py --pairs DIR --out ablation.csv [--only 'lumbar-*/*'] [--labels exact|observed]
-                                  [--groups bones,margin,soft,stages]
+    python benchmarks/ablation.py --pairs DIR --out ablation.csv [--only 'lumbar-*/*' ...] [--labels exact|observed]
+                                  [--groups bones,margin,soft,stages,search] [--off 0]
 
-Pairs are those of benchmarks/peers/pairs.py (aligned already); the method is given the moving labels. Groups:
+Pairs are those of benchmarks/peers/pairs.py (aligned already); the method is given the moving labels. Every row is the path of
+`register` (osteomorph.exact_path), with another plan or with one step replaced. Groups:
 
 bones   no bones (the soft field of the penalty recipe without penalty), penalty (the recipe), then the same poses and the
         same soft stage around three ways to move what lies between: a plain blend of displacements, a stationary
         log-Euclidean flow (Arsigny 2009, weights that do not move), co-moving weights (this package)
 margin  co-moving, with 0 to 3 voxels of tissue that move with a bone
 soft    the soft stage on mutual information, on MIND, on both (the weights of the default recipe, with the other one 0)
-stages  poses read off the dense guess, after Gauss-Newton, and with the soft field
+stages  poses read off the wide search, after Gauss-Newton, and with the soft field
+search  what the wide search compares (nothing: no search; MIND; the shipped network's features; those, then MIND), each with
+        poses and soft tissue then optimised on the images, and in one shot
+
+--off: mm and degrees by which the start is turned and shifted about the bones' middle, as in capture.py; 0 for none.
 A variant that occurs in two groups is run once, and a row that the CSV holds is not run again. CPU seconds are those of a
-variant's whole path in this process (parts that variants share are timed once and counted for each), without reading files; the
-numerical inverse is counted too. folding_percent and inverse_mm are those of the field at voxel centres.
+variant's steps in this process, without reading and writing files; a search or poses that variants share are timed once and
+counted for each. folding_percent is that of the field at voxel centres.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from blends import blended, log_euclidean
+from capture import off
 from peers import table
 from peers.metrics import FIGURES, Known, figures, read_known
 
 from osteomorph.case import Case
-from osteomorph.exact_bones import (
-    build_base,
-    dense_guess,
-    first_poses,
-    refined_poses,
-    relative_field,
-    sides_of,
-    soft_around,
-    stored_field,
-)
-from osteomorph.foreground import foreground
+from osteomorph.clock import Clock
+from osteomorph.exact_bones import AROUND_MM
+from osteomorph.exact_path import Options, exact_path
+from osteomorph.geometry import Grid
 from osteomorph.io import read_labels
-from osteomorph.plan import Plan, SoftPlan, Weights
-from osteomorph.polyrigid import Polyrigid, from_labels
+from osteomorph.plan import DiscreteLevel, DiscretePlan, Plan, Weights
+from osteomorph.polyrigid import Polyrigid
 from osteomorph.pose import BonePose
 from osteomorph.prepare import prepare
-from osteomorph.recipes import default, penalty
+from osteomorph.recipes import SHOT, default, not_optimised, penalty
 from osteomorph.registration import register
 from osteomorph.threads import threads
 from osteomorph.transforms import Displacement, Rigid, Transform
 
-COLUMNS = ("pair", "method", "role", "labels", *FIGURES, "cpu_s")
+COLUMNS = ("pair", "method", "role", "labels", "off", *FIGURES, "cpu_s")
 SHOWN = {name: shown for name, shown in table.SHOWN.items() if name in COLUMNS}
-START = Rigid.identity()
-AROUND_MM = 8.0
-"""By which a field reaches beyond the fixed field of view."""
+OURS = "co-moving (ours)"
+DENSE = ("prepare", "discrete", "guess", "guess_mm", "seed")
+"""Parts of a plan that decide its wide search; with ``pose`` the poses."""
 
 
 @final
-class Steps:
-    """The method's parts on one pair, each computed when it is first asked for, with the CPU seconds it took."""
+class Pair:
+    """A pair under a start, with the searches and poses that variants share and the CPU seconds these took."""
 
-    def __init__(self, given: Case, plan: Plan) -> None:
-        self.given, self.plan = given, plan
-        self.spent: dict[str, float] = {}
+    def __init__(self, given: Case, start: Rigid) -> None:
+        assert given.moving_labels is not None
+        self.given, self.start, self.ids = given, start, tuple(given.moving_labels.ids())
+        self.dense: dict[str, tuple[Transform, float]] = {}
+        self.poses: dict[str, tuple[Mapping[int, BonePose], float]] = {}
 
-    @contextmanager
-    def clock(self, part: str) -> Iterator[None]:
+    @cached_property
+    def prepared(self) -> tuple[Case, float]:
         began = time.process_time()
-        yield
-        self.spent[part] = time.process_time() - began
+        return prepare(self.given, default().prepare), time.process_time() - began
 
-    @cached_property
-    def prepared(self) -> Case:
-        with self.clock("prepare"):
-            case = prepare(self.given, self.plan.prepare)
-            return replace(case, fixed_mask=foreground(case.fixed))
-
-    @cached_property
-    def dense(self) -> Transform:
-        prepared = self.prepared
-        with self.clock("guess"):
-            return dense_guess(self.given, replace(prepared, fixed_mask=None), START, self.plan, self.plan.seed, None)
-
-    @cached_property
-    def first(self) -> dict[int, Rigid]:
-        assert self.given.moving_labels is not None
-        ids = tuple(self.given.moving_labels.ids())
-        return first_poses(self.dense, START, self.prepared, sides_of(ids, "moving", self.prepared), self.plan.guess_mm)
-
-    @cached_property
-    def refined(self) -> dict[int, BonePose]:
-        first, prepared = self.first, self.prepared
-        with self.clock("poses"):
-            return refined_poses(prepared, first, self.plan, sides_of(tuple(first), "moving", prepared), None)
-
-    @cached_property
-    def base(self) -> Polyrigid:
-        refined = self.refined
-        with self.clock("bones"):
-            return build_base(refined, None, self.given.moving_labels, "moving", self.plan.prepare.spacing_mm)
-
-    def with_margin(self, voxels: float) -> Polyrigid:
-        poses = {label: bone.pose for label, bone in self.refined.items()}
-        return from_labels(poses, moving=self.given.moving_labels, margin_mm=voxels * self.plan.prepare.spacing_mm)
-
-    def co_moving(self, base: Polyrigid) -> Displacement:
-        return relative_field(base, START, self.prepared.fixed.grid)
-
-    def other(self, build: Callable[..., Displacement]) -> Displacement:
-        """A field of `blends`, on the prepared fixed grid and a little around it."""
-        grid = self.prepared.fixed.grid
-        margin = [int(-(-AROUND_MM // h)) for h in grid.spacing_mm]
-        return build(self.base, grid.padded((margin[0], margin[1], margin[2])))
-
-    def around(self, base: Polyrigid, field: Displacement, soft: SoftPlan | None = None) -> tuple[Transform, Transform]:
-        """The field after the soft stage around a base's regions, and its inverse."""
-        plan = self.plan.soft if soft is None else soft
-        psi, _ = soft_around(self.prepared, base, field, START, self.dense, plan, self.plan.seed, None)
-        flow = psi if isinstance(psi, Displacement) else psi.flow
-        stored = stored_field(flow, field, self.prepared.fixed.grid)
-        return stored, psi.inverse().after(field.inverse())
+    def path(self, plan: Plan, options: Options) -> tuple[Transform, float]:
+        """The transform as files hold it, and CPU seconds."""
+        searched, posed = (str(plan.model_dump(include={*DENSE, *more})) for more in ((), ("pose",)))
+        dense, spent_dense = self.dense.get(searched, (None, 0.0))
+        poses, spent_poses = self.poses.get(posed, (None, 0.0))
+        prepared, spent = self.prepared
+        clock = Clock(None, time.process_time)
+        given = replace(options, dense=dense, poses=poses)
+        found = exact_path(self.given, prepared, self.start, plan, self.ids, "moving", clock, given)
+        if found is None:
+            raise ValueError("No bone lies in both fields of view.")
+        self.dense.setdefault(searched, (found.dense, clock.seconds["guess"]))
+        self.poses.setdefault(posed, (found.exact.poses, clock.seconds["poses"]))
+        return self.start.after(found.warp), spent + spent_dense + spent_poses + sum(clock.seconds.values())
 
 
-Variant = Callable[[Steps], tuple[Transform, Transform | None]]
+@final
+@dataclass(frozen=True)
+class Exact:
+    """A plan of exact bones, and steps that are done otherwise."""
+
+    plan: Plan = field(default_factory=default)
+    options: Options = field(default_factory=Options)
+
+    def __call__(self, pair: Pair) -> tuple[Transform, float]:
+        return pair.path(self.plan, self.options)
 
 
-def plain(plan: Plan) -> Variant:
-    """A registration without exact bones."""
+@final
+@dataclass(frozen=True)
+class Plain:
+    """A registration without exact bones. It is given the labels where its plan has a penalty."""
 
-    def run(steps: Steps) -> tuple[Transform, Transform | None]:
-        with_labels = plan.refine.weights.rigidity > 0
-        labels = steps.given.moving_labels if with_labels else None
-        found = register(steps.given.fixed, steps.given.moving, moving_labels=labels, plan=plan, initial="none")
-        return found.stored, found.stored_inverse
+    plan: Plan
 
-    return run
-
-
-def soft_only(weights: dict[str, float]) -> Variant:
-    def run(steps: Steps) -> tuple[Transform, Transform | None]:
-        plan = steps.plan.soft
-        changed = plan.model_copy(update={"weights": plan.weights.model_copy(update=weights)})
-        return steps.around(steps.base, steps.co_moving(steps.base), changed)
-
-    return run
+    def __call__(self, pair: Pair) -> tuple[Transform, float]:
+        labels = pair.given.moving_labels if self.plan.refine.weights.rigidity > 0 else None
+        began = time.process_time()
+        case = pair.given
+        found = register(case.fixed, case.moving, moving_labels=labels, plan=self.plan, initial=pair.start)
+        return found.stored, time.process_time() - began
 
 
-def filled(build: Callable[..., Displacement]) -> Variant:
-    return lambda steps: steps.around(steps.base, steps.other(build))
+def still(pair: Pair) -> tuple[Transform, float]:
+    """The start alone."""
+    return pair.start, 0.0
 
 
-def margin(voxels: float) -> Variant:
-    def run(steps: Steps) -> tuple[Transform, Transform | None]:
-        base = steps.with_margin(voxels)
-        return steps.around(base, steps.co_moving(base))
-
-    return run
-
-
-def one_shot(steps: Steps) -> tuple[Transform, Transform | None]:
-    base = from_labels(steps.first, moving=steps.given.moving_labels, margin_mm=2 * steps.plan.prepare.spacing_mm)
-    return steps.co_moving(base), steps.co_moving(base).inverse()
-
-
-def gauss_newton(steps: Steps) -> tuple[Transform, Transform | None]:
-    field = steps.co_moving(steps.base)
-    return field, field.inverse()
-
-
-def ours(steps: Steps) -> tuple[Transform, Transform | None]:
-    return steps.around(steps.base, steps.co_moving(steps.base))
+Variant = Callable[[Pair], tuple[Transform, float]]
 
 
 def no_bones() -> Plan:
@@ -181,57 +129,104 @@ def no_bones() -> Plan:
     return base.model_copy(update={"name": "no bones", "refine": base.refine.model_copy(update={"weights": rest})})
 
 
+def filled(build: Callable[[Polyrigid, Grid], Displacement]) -> Exact:
+    """A field of `blends` between the bones, around the grid as far as ours reaches."""
+
+    def between(base: Polyrigid, start: Rigid, grid: Grid) -> Displacement:
+        margin = [int(-(-AROUND_MM // h)) for h in grid.spacing_mm]
+        around = grid.padded((margin[0], margin[1], margin[2]))
+        points = around.points().double().flatten(1)
+        there = points + build(base, around).vectors.flatten(1)
+        return Displacement((start.inverse()(there) - points).float().unflatten(1, around.shape), around)
+
+    return Exact(options=Options(between=between))
+
+
+def soft(**update: Any) -> Exact:
+    """Other settings of the soft stage."""
+    plan = default()
+    return Exact(plan.model_copy(update={"soft": plan.soft.model_copy(update=update)}))
+
+
+def soft_weights(**weights: float) -> Exact:
+    return soft(weights=default().soft.weights.model_copy(update=weights))
+
+
+def procrustes() -> Exact:
+    """Poses as read off the wide search, and no soft stage."""
+    plan = soft(levels=()).plan
+    return Exact(plan.model_copy(update={"pose": not_optimised(plan).pose}))
+
+
+NETWORK = DiscretePlan(levels=(DiscreteLevel(features="network", spacing_mm=4.0, stride=1, reach_mm=24.0),))
+SEARCHES = {"no search": DiscretePlan(), "MIND": default().discrete, "network": NETWORK, "network, then MIND": SHOT}
+
+
+def optimised(discrete: DiscretePlan) -> Exact:
+    return Exact(default().model_copy(update={"discrete": discrete}))
+
+
+def one_shot(discrete: DiscretePlan) -> Exact:
+    return Exact(not_optimised(default()).model_copy(update={"discrete": discrete}))
+
+
 GROUPS: dict[str, dict[str, Variant]] = {
     "bones": {
-        "no bones": plain(no_bones()),
-        "penalty": plain(penalty()),
+        "no bones": Plain(no_bones()),
+        "penalty": Plain(penalty()),
         "plain blend": filled(blended),
         "stationary log-Euclidean": filled(log_euclidean),
-        "co-moving (ours)": ours,
+        OURS: Exact(),
     },
     "margin": {
-        "margin 0 voxels": margin(0),
-        "margin 1 voxel": margin(1),
-        "co-moving (ours)": ours,
-        "margin 3 voxels": margin(3),
+        "margin 0 voxels": Exact(options=Options(margin_voxels=0.0)),
+        "margin 1 voxel": Exact(options=Options(margin_voxels=1.0)),
+        OURS: Exact(),
+        "margin 3 voxels": Exact(options=Options(margin_voxels=3.0)),
     },
     "soft": {
-        "soft: mutual information": soft_only({"mind": 0.0}),
-        "soft: MIND": soft_only({"mutual_information": 0.0}),
-        "co-moving (ours)": ours,
+        "soft: mutual information": soft_weights(mind=0.0),
+        "soft: MIND": soft_weights(mutual_information=0.0),
+        OURS: Exact(),
     },
     "stages": {
-        "guess + Procrustes": one_shot,
-        "+ Gauss-Newton poses": gauss_newton,
-        "co-moving (ours)": ours,
+        "search + Procrustes": procrustes(),
+        "+ Gauss-Newton poses": soft(levels=()),
+        OURS: Exact(),
+    },
+    "search": {
+        "start": still,
+        **{f"{name}, one shot": one_shot(search) for name, search in SEARCHES.items() if search.levels},
+        **{f"{name}, optimised": optimised(search) for name, search in SEARCHES.items() if name != "MIND"},
+        OURS: Exact(),
     },
 }
-"""Group -> variants by name; in ours the margin is 2 voxels and the soft stage has both terms."""
-
-SHARED = {"guess + Procrustes": ("prepare", "guess"), "no bones": (), "penalty": ()}
-"""Parts of `Steps` that a variant needs; all of them by default."""
+"""Group -> variants by name; in ours the margin is 2 voxels, the search on MIND, and the soft stage has both terms."""
 
 
-def measured(name: str, variant: Variant, steps: Steps, known: Known) -> dict[str, str]:
-    parts = SHARED.get(name, ("prepare", "guess", "poses", "bones"))
-    if parts:
-        _ = steps.first if len(parts) == 2 else steps.base
-    began = time.process_time()
-    transform, inverse = variant(steps)
-    spent = time.process_time() - began + sum(steps.spent[part] for part in parts)
-    found = figures(transform, known, inverse)
-    return {**{key: f"{value:.6g}" for key, value in found.items()}, "cpu_s": f"{spent:.4g}"}
+def measured(variant: Variant, pair: Pair, known: Known) -> dict[str, str]:
+    transform, spent = variant(pair)
+    return {key: f"{value:.6g}" for key, value in figures(transform, known).items()} | {"cpu_s": f"{spent:.4g}"}
+
+
+def start_of(known: Known, amount: float, number: int) -> Rigid:
+    labels = known.case.fixed_labels
+    if amount == 0 or labels is None:
+        return Rigid.identity()
+    points = {k: labels.grid.world((labels.data[0] == k).nonzero().T.double())[:, ::7] for k in labels.ids()}
+    return off(points, amount, (number, round(amount)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", default="*", help="pattern of the pairs to run, as SET/pairNNN")
+    parser.add_argument("--only", nargs="+", default=["*"], help="patterns of the pairs to run, as SET/pairNNN")
     parser.add_argument(
         "--labels", choices=("exact", "observed"), default="exact", help="moving labels: exact, or as segmented"
     )
     parser.add_argument("--groups", default=",".join(GROUPS))
+    parser.add_argument("--off", type=float, default=0.0, help="mm and degrees")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     wanted = options.groups.split(",")
@@ -239,36 +234,30 @@ def main() -> None:
     if unknown:
         parser.error(f"There is no group {unknown[0]!r}. Choose from {', '.join(GROUPS)}.")
     found = sorted(path.parent for path in options.pairs.rglob("pair.json"))
-    pairs = [path for path in found if path.relative_to(options.pairs).match(options.only)]
+    pairs = [path for path in found if any(path.relative_to(options.pairs).match(pattern) for pattern in options.only)]
     if not pairs:
-        parser.error(f"No pair matches {options.only} in {options.pairs}. Make some with peers/pairs.py.")
+        parser.error(f"No pair matches {' '.join(options.only)} in {options.pairs}. Make some with peers/pairs.py.")
     rows = table.read(options.out) if options.out.exists() else []
-    labels = f"moving, {options.labels}"
+    same = {"labels": f"moving, {options.labels}", "off": f"{options.off:g}"}
     for path in pairs:
         name = path.relative_to(options.pairs).as_posix()
-        done = {row["method"] for row in rows if row["pair"] == name and row["labels"] == labels}
+        done = {row["method"] for row in rows if row["pair"] == name and all(row[k] == v for k, v in same.items())}
         to_do = {v: run for group in wanted for v, run in GROUPS[group].items() if v not in done}
         if not to_do:
             continue
         known = read_known(path)
         moving = "moving_labels" if options.labels == "exact" else "moving_labels_observed"
         given = Case(known.case.fixed, known.case.moving, None, read_labels(path / f"{moving}.nii.gz", known.case.moving.grid))
-        steps = Steps(given, default())
+        pair = Pair(given, start_of(known, options.off, found.index(path)))
         with threads(options.threads):
             for variant, run in to_do.items():
-                new = {"pair": name, "method": variant, "role": "variant", "labels": labels}
-                new |= measured(variant, run, steps, known)
+                new = {"pair": name, "method": variant, "role": "variant", **same, **measured(run, pair, known)}
                 rows.append(new)
                 table.write(options.out, rows, COLUMNS)
-                print(
-                    name,
-                    variant,
-                    *(f"{key} {new[key]}" for key in ("bone_mm", "soft_mm", "cpu_s")),
-                    file=sys.stderr,
-                    flush=True,
-                )
+                shown = (f"{key} {new[key]}" for key in ("bone_mm", "soft_mm", "cpu_s"))
+                print(name, variant, *shown, file=sys.stderr, flush=True)
     for group in wanted:
-        own = [row for row in rows if row["method"] in GROUPS[group] and row["labels"] == labels]
+        own = [row for row in rows if row["method"] in GROUPS[group] and all(row[k] == v for k, v in same.items())]
         print(f"\n{group}, medians (worst) over {len({row['pair'] for row in own})} pairs\n")
         print(table.markdown(own, SHOWN))
 

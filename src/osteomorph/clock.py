@@ -1,7 +1,7 @@
 """Seconds per stage of a registration."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import final
 
@@ -10,20 +10,21 @@ from osteomorph.descent import Progress
 
 @final
 class Clock:
-    """Seconds per stage; tells the progress listener when a stage begins and ends."""
+    """Seconds per stage; tells the progress listener when a stage begins and ends. now: the seconds that are counted."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: Progress | None, now: Callable[[], float] = time.perf_counter) -> None:
         self.seconds: dict[str, float] = {}
         self.progress = progress
+        self.now = now
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
+        began = self.now()
         stepped = stage in ("refine", "guess", "soft")  # these tell every step
         if self.progress is not None and not stepped:
             self.progress(stage, 0, 1)
         yield
-        self.seconds[stage] = time.perf_counter() - began
+        self.seconds[stage] = self.now() - began
         if self.progress is not None and not stepped:
             self.progress(stage, 1, 1)
 
