@@ -206,14 +206,20 @@ def _costs(one: _Side, other: _Side, shifts: Int[Tensor, "k 3"]) -> Float[Tensor
     here = one.at_nodes(one.values).contiguous()
     weight = one.at_nodes(one.weight).flatten()
     costs = torch.empty(len(shifts), weight.numel())
-    seen = torch.empty_like(costs) if float(other.weight.min()) < 1 else None
+    partly = float(other.weight.min()) < 1
+    difference = torch.empty_like(here)
+    total, share = torch.zeros_like(weight), torch.zeros_like(weight)
     for k, (a, b, c) in enumerate(shifts.tolist()):
-        costs[k] = (other.at_nodes(other.values, (a, b, c)) - here).square_().mean(0).flatten()
-        if seen is not None:
-            seen[k] = other.at_nodes(other.weight, (a, b, c)).flatten()
-    if seen is not None:
-        typical = (costs * seen).sum(0) / seen.sum(0).clamp(min=1e-6)
-        costs = (costs - typical).mul_(seen)
+        torch.sub(other.at_nodes(other.values, (a, b, c)), here, out=difference)
+        costs[k] = difference.square_().mean(0).flatten()
+        if partly:
+            seen = other.at_nodes(other.weight, (a, b, c)).flatten()
+            total.addcmul_(costs[k], seen)
+            share += seen
+    if partly:
+        typical = total / share.clamp_(min=1e-6)
+        for k, (a, b, c) in enumerate(shifts.tolist()):
+            costs[k].sub_(typical).mul_(other.at_nodes(other.weight, (a, b, c)).flatten())
     costs = costs.T.contiguous()
     spread = torch.cat([part.std(1) for part in costs.split(PART)])
     told = spread[weight > 0.5]

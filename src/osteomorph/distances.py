@@ -124,13 +124,11 @@ def distance_maps(labels: Labels, ids: Iterable[int] | None = None, reach_mm: fl
     """
     data = labels.data[0].cpu().numpy()
     wanted = list(labels.ids() if ids is None else ids)
-    compact = np.searchsorted(np.array(sorted(wanted)), data).clip(max=max(0, len(wanted) - 1)) if wanted else data
-    numbered = np.where(np.isin(data, wanted), compact + 1, 0).astype(np.int32)
-    boxes = dict(zip(sorted(wanted), ndimage.find_objects(numbered, max_label=len(wanted)), strict=True))
-    missing = [label for label in wanted if boxes[label] is None]
+    missing = sorted(set(wanted) - set(labels.ids()))
     if missing:
         raise InputError(f"The label map has no voxel of label {missing[0]}. Leave the label out, or give the map that has it.")
-    return {label: _distance_map(data, label, boxes[label], labels.grid, reach_mm) for label in wanted}
+    boxes = ndimage.find_objects(data, max_label=max(wanted, default=0))
+    return {label: _distance_map(data, label, boxes[label - 1], labels.grid, reach_mm) for label in wanted}
 
 
 def _distance_map(data: np.ndarray, label: int, box: tuple[slice, ...], grid: Grid, reach_mm: float) -> DistanceMap:

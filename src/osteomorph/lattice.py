@@ -22,8 +22,8 @@ def lattice(
     """T(x) - x in mm at every voxel of ``grid``, float32, to about ``tolerance_mm``; exact in the rigid regions and near them.
 
     From a lattice of about ``coarse_mm`` each axis is halved until the grid is reached. New nodes are interpolated by a
-    cubic; those beside a bend (second difference / 8 above the tolerance) or within three quarters of a coarse step of a region's edge are
-    computed instead, and those in a region take its pose.
+    cubic; those beside a bend (second difference / 8 above the tolerance) or within three quarters of a coarse step of a
+    region's edge are computed instead, and those in a region take its pose.
 
     then: x -> then(T(x)) - x instead.
     """
