@@ -10,6 +10,9 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 1 << 28
 """Freed memory at the end of the heap from which on it goes back to the system at once."""
 
+LARGEST_BYTES = 1 << 28
+"""Blocks from this size on are given back as soon as they are freed."""
+
 _kept = False
 
 
@@ -19,7 +22,7 @@ def keep_freed_memory() -> None:
     global _kept
     mallopt = _from_libc("mallopt")
     if mallopt is not None:
-        _kept = bool(mallopt(MMAP_THRESHOLD, 2**31 - 1)) and bool(mallopt(TRIM_THRESHOLD, KEPT_BYTES))
+        _kept = bool(mallopt(MMAP_THRESHOLD, LARGEST_BYTES)) and bool(mallopt(TRIM_THRESHOLD, KEPT_BYTES))
 
 
 def give_back_freed_memory() -> None:

@@ -19,7 +19,7 @@ from osteomorph.image import Labels
 REACH_MM = 12.0
 """Width of the crop around a bone; further out its distance is bounded from below."""
 
-FADED_MM = (6.0, 20.0)
+FADED_MM = (20.0, 50.0)
 """From the crop on, over which the map has less and less to say."""
 
 

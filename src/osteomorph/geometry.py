@@ -278,7 +278,7 @@ def _linear(data: Tensor, index: Tensor, size: Tensor) -> Tensor:
     volumes = data.reshape(-1, *data.shape[-4:])
     where = unit.reshape(len(volumes), 3, n).transpose(1, 2)
     # torch runs one thread per batch entry: deal the points of a single volume out as if they were a batch
-    alone = len(volumes) == 1 and n >= 50_000 and data.device.type == "cpu" and not data.requires_grad
+    alone = len(volumes) == 1 and n >= 16_384 and data.device.type == "cpu" and not data.requires_grad
     parts = torch.get_num_threads() if alone else 1
     if parts > 1:
         where = torch.cat([where, where[:, : -n % parts]], 1).reshape(parts, -1, 3)
