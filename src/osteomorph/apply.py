@@ -20,7 +20,7 @@ from osteomorph.errors import InputError
 from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image, Labels
 from osteomorph.points import Frame, PointTable
-from osteomorph.resampling import SLAB, resample
+from osteomorph.resampling import resample
 from osteomorph.transforms import Transform
 
 Interpolation = Literal["linear", "bspline", "nearest"]
@@ -255,10 +255,9 @@ def _recorded_interpolation(way: _Way) -> Literal["linear", "bspline"]:
 def _nearest(image: Image, transform: Transform, onto: Grid) -> Image:
     out = torch.empty(image.data.shape[0], *onto.shape, dtype=image.data.dtype)
     fill = float(image.data.min())
-    for start in range(0, onto.shape[0], SLAB):
-        slab = onto.padded((-start, 0, 0), (min(0, start + SLAB - onto.shape[0]), 0, 0))
-        points = transform(slab.points(torch.float64).flatten(1))
-        out[:, start : start + SLAB] = sample(image.data, image.grid, points, "nearest", fill).unflatten(-1, slab.shape)
+    for planes, part in onto.slabs():
+        points = transform(part.points(torch.float64).flatten(1))
+        out[:, planes] = sample(image.data, image.grid, points, "nearest", fill).unflatten(-1, part.shape)
     return Image(out, onto, image.stored)
 
 

@@ -72,13 +72,12 @@ def bones_under(
     exact: what made the transform; its bones are held against their own poses.
     """
     found = []
-    points = labels.grid.points(torch.float64)
     for label in ids:
         mask = labels.data[0] == label
         known = exact is not None and label in exact.poses
-        if int(mask.sum()) < (1 if known else 4):  # fewer points leave a rotation undetermined
+        here = labels.grid.world(mask.nonzero().T.double())
+        if here.shape[1] < (1 if known else 4):  # fewer points leave a rotation undetermined
             continue
-        here = points[:, mask]
         rim = torch.zeros(here.shape[1], dtype=torch.bool)
         if exact is not None and known:
             pose, rim = exact.poses[label].pose, exact.rim(label, here)
@@ -101,7 +100,7 @@ def bones_under(
                 shift_mm=_triple(pose(centroid) - centroid),
                 rotation_after_start_deg=relative.angle_deg,
                 shift_after_start_mm=_triple(relative(centroid) - centroid),
-                volume_mm3=float(mask.sum()) * float(np.prod(labels.grid.spacing_mm)),
+                volume_mm3=here.shape[1] * float(np.prod(labels.grid.spacing_mm)),
                 found=exact.poses[label] if exact is not None and known else None,
                 rim_voxels=int(rim.sum()),
             )

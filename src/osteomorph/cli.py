@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from osteomorph import __version__
+from osteomorph.allocation import keep_freed_memory
 from osteomorph.commands.apply import apply
 from osteomorph.commands.demo import demo
 from osteomorph.commands.doctor import doctor
@@ -52,5 +53,6 @@ def main() -> None:
     """Entry point. A termination ends like Ctrl-C: unfinished output is removed."""
     # torch's threads spin while they wait; on a busy machine that took four times as long. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     watch()
     app(prog_name="osteomorph")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import final
 
+from osteomorph.allocation import give_back_freed_memory
 from osteomorph.descent import Progress
 
 
@@ -24,6 +25,7 @@ class Clock:
         if self.progress is not None and not stepped:
             self.progress(stage, 0, 1)
         yield
+        give_back_freed_memory()
         self.seconds[stage] = self.now() - began
         if self.progress is not None and not stepped:
             self.progress(stage, 1, 1)

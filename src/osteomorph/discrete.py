@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import avg_pool3d, conv1d, pad
+from torch.nn.functional import conv1d, pad
 
 from osteomorph import fields
 from osteomorph.geometry import Grid, sample
@@ -143,7 +143,12 @@ def _seen(
         points = field(points)
     width = np.maximum(1, np.round(onto.spacing_mm / image.grid.spacing_mm)).astype(int)
     data = _averaged(image.data.float(), [int(w) + 1 - int(w) % 2 if w > 1 else 1 for w in width])
-    values = sample(data, image.grid, points).unflatten(1, onto.shape)
+    inner = onto.part(image.grid) if field is None else None
+    if inner is None:
+        values = sample(data, image.grid, points).unflatten(1, onto.shape)
+    else:  # the same voxels, and the border's values around them
+        ends = [(s.start, n - s.stop) for s, n in zip(inner, onto.shape, strict=True)]
+        values = pad(data[None], [n for end in reversed(ends) for n in end], mode="replicate")[0]
     share = image.grid.contains(points).float()
     if weight is not None:
         share = share * sample(weight.data[:1].float(), weight.grid, points, outside=0.0)[0]
@@ -152,9 +157,15 @@ def _seen(
 
 def _averaged(data: Float[Tensor, "c i j k"], width: list[int]) -> Float[Tensor, "c i j k"]:
     """Over boxes of an odd number of voxels a side about each one, less what lies outside."""
-    if max(width) == 1:
-        return data
-    return avg_pool3d(data[None], width, 1, [w // 2 for w in width], count_include_pad=False)[0]
+    for axis, w in enumerate(width, 1):
+        n, total = data.shape[axis], data.clone()
+        count = torch.ones(n)
+        for step in range(1, min(w // 2, n - 1) + 1):
+            for to, by in ((0, step), (step, 0)):
+                total.narrow(axis, to, n - step).add_(data.narrow(axis, by, n - step))
+                count[to : to + n - step] += 1
+        data = total.div_(count.view([-1 if a == axis else 1 for a in range(4)])) if w > 1 else data
+    return data
 
 
 @final
@@ -174,6 +185,18 @@ class _Side:
         first = [(n - 1) % stride // 2 for n in inner]
         self.offset = (first[0], first[1], first[2])
         self.inner = inner
+        self._phases: dict[tuple[int, ...], Tensor] = {}
+
+    def values_at_nodes(self, shift: tuple[int, int, int]) -> Tensor:
+        """Values at the nodes moved by a shift in voxels, read from copies that hold every stride-th voxel side by side."""
+        starts = [first + r + s for first, r, s in zip(self.offset, self.reach, shift, strict=True)]
+        phase = tuple(start % self.stride for start in starts)
+        if phase not in self._phases:
+            a, b, c = (slice(p, None, self.stride) for p in phase)
+            self._phases[phase] = self.values[:, a, b, c].contiguous()
+        sizes = [-(-(n - first) // self.stride) for first, n in zip(self.offset, self.inner, strict=True)]
+        a, b, c = (slice(s // self.stride, s // self.stride + n) for s, n in zip(starts, sizes, strict=True))
+        return self._phases[phase][:, a, b, c]
 
     def at_nodes(self, data: Tensor, shift: tuple[int, int, int] = (0, 0, 0)) -> Tensor:
         """Values at the nodes moved by a shift in voxels."""
@@ -206,14 +229,20 @@ def _costs(one: _Side, other: _Side, shifts: Int[Tensor, "k 3"]) -> Float[Tensor
     here = one.at_nodes(one.values).contiguous()
     weight = one.at_nodes(one.weight).flatten()
     costs = torch.empty(len(shifts), weight.numel())
-    seen = torch.empty_like(costs) if float(other.weight.min()) < 1 else None
+    partly = float(other.weight.min()) < 1
+    difference = torch.empty_like(here)
+    total, share = torch.zeros_like(weight), torch.zeros_like(weight)
     for k, (a, b, c) in enumerate(shifts.tolist()):
-        costs[k] = (other.at_nodes(other.values, (a, b, c)) - here).square_().mean(0).flatten()
-        if seen is not None:
-            seen[k] = other.at_nodes(other.weight, (a, b, c)).flatten()
-    if seen is not None:
-        typical = (costs * seen).sum(0) / seen.sum(0).clamp(min=1e-6)
-        costs = (costs - typical).mul_(seen)
+        torch.sub(other.values_at_nodes((a, b, c)), here, out=difference)
+        costs[k] = difference.square_().mean(0).flatten()
+        if partly:
+            seen = other.at_nodes(other.weight, (a, b, c)).flatten()
+            total.addcmul_(costs[k], seen)
+            share += seen
+    if partly:
+        typical = total / share.clamp_(min=1e-6)
+        for k, (a, b, c) in enumerate(shifts.tolist()):
+            costs[k].sub_(typical).mul_(other.at_nodes(other.weight, (a, b, c)).flatten())
     costs = costs.T.contiguous()
     spread = torch.cat([part.std(1) for part in costs.split(PART)])
     told = spread[weight > 0.5]

@@ -19,6 +19,9 @@ from osteomorph.image import Labels
 REACH_MM = 12.0
 """Width of the crop around a bone; further out its distance is bounded from below."""
 
+FADED_MM = (20.0, 50.0)
+"""From the crop on, over which the map has less and less to say."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -32,7 +35,8 @@ class DistanceMap:
     grid: Grid
 
     def __call__(self, points_mm: Float[Tensor, "3 n"]) -> Float[Tensor, " n"]:
-        """Linear between voxel centres; beyond the crop sqrt(d^2 + s^2), d at its nearest point and s mm from there.
+        """Linear between voxel centres; beyond the crop sqrt(d^2 + s^2), d at its nearest point and s mm from there; further
+        out d fades to the least value at the crop's border, which needs no look at the map.
 
         That is continuous and never above the distance to the body, since a crop is convex and holds the body.
         """
@@ -46,10 +50,17 @@ class DistanceMap:
         """The same at array indices of ``grid``."""
         if index.shape[1] == 0:
             return index[0]
-        near = sample_at(self.values, index)[0]
         beyond = torch.maximum(-index, index - self._last).clamp_(min=0)
-        square = (self._square_mm * beyond.square_()).sum(0)
-        return torch.where(square > 0, (near * near + square).sqrt_(), near)
+        square = (self._square_mm @ beyond.square_())[0]
+        found = (square + self._least_at_border**2).sqrt_()
+        looked = (square < FADED_MM[1] ** 2).nonzero()[:, 0]
+        if len(looked) == 0:
+            return found
+        near, square = sample_at(self.values, index[:, looked])[0], square[looked]
+        faded = ((square.sqrt() - FADED_MM[0]) / (FADED_MM[1] - FADED_MM[0])).clamp_(0, 1)
+        at_border = torch.lerp(near, torch.full_like(near, self._least_at_border), faded)
+        found[looked] = torch.where(square > 0, (at_border.square_() + square).sqrt_(), near)
+        return found
 
     @cached_property
     def _last(self) -> Tensor:
@@ -57,7 +68,12 @@ class DistanceMap:
 
     @cached_property
     def _square_mm(self) -> Tensor:
-        return torch.as_tensor(self.grid.spacing_mm**2, dtype=torch.float32)[:, None]
+        return torch.as_tensor(self.grid.spacing_mm**2, dtype=torch.float32)[None]
+
+    @cached_property
+    def _least_at_border(self) -> float:
+        ends = [self.values.select(axis, place) for axis in (1, 2, 3) for place in (0, -1)]
+        return max(0.0, min(float(end.min()) for end in ends))
 
     def moved(self, matrix: np.ndarray) -> "DistanceMap":
         """The map of the body carried along by a rigid 4x4 matrix (RAS mm)."""
@@ -108,13 +124,11 @@ def distance_maps(labels: Labels, ids: Iterable[int] | None = None, reach_mm: fl
     """
     data = labels.data[0].cpu().numpy()
     wanted = list(labels.ids() if ids is None else ids)
-    compact = np.searchsorted(np.array(sorted(wanted)), data).clip(max=max(0, len(wanted) - 1)) if wanted else data
-    numbered = np.where(np.isin(data, wanted), compact + 1, 0).astype(np.int32)
-    boxes = dict(zip(sorted(wanted), ndimage.find_objects(numbered, max_label=len(wanted)), strict=True))
-    missing = [label for label in wanted if boxes[label] is None]
+    missing = sorted(set(wanted) - set(labels.ids()))
     if missing:
         raise InputError(f"The label map has no voxel of label {missing[0]}. Leave the label out, or give the map that has it.")
-    return {label: _distance_map(data, label, boxes[label], labels.grid, reach_mm) for label in wanted}
+    boxes = ndimage.find_objects(data, max_label=max(wanted, default=0))
+    return {label: _distance_map(data, label, boxes[label - 1], labels.grid, reach_mm) for label in wanted}
 
 
 def _distance_map(data: np.ndarray, label: int, box: tuple[slice, ...], grid: Grid, reach_mm: float) -> DistanceMap:

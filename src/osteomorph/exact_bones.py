@@ -174,11 +174,8 @@ def refined_poses(
             continue
         points = {k: thinned(labels.grid.world((labels.data[0] == k).nonzero().T.double())) for k in ids}
         start = {label: first[label] for label in ids}
-        here = poses(prepared, start, plan.pose, ids, side, progress)
-        again = _from_neighbours(here, points)
-        if again:
-            better = poses(prepared, again, plan.pose, list(again), side)
-            here |= {label: bone for label, bone in better.items() if bone.determined}
+        nearest = partial(_from_neighbours, points=points)
+        here = poses(prepared, start, plan.pose, ids, side, progress, nearest)
         turned = {k: bone if side == "moving" else replace(bone, pose=bone.pose.inverse()) for k, bone in here.items()}
         seen = {k: turned[k].pose.inverse()(points[k]) for k in here}
         wrong = collided({k: bone for k, bone in turned.items() if bone.determined}, labels, seen)
@@ -282,10 +279,9 @@ def stored_grid(grid: Grid, spacing_mm: float) -> Grid:
 def stored_field(psi: Displacement, field: Displacement, onto: Grid) -> Displacement:
     """x -> (x + field)(psi(x)) at the nodes of ``onto``: T before the rigid start."""
     out = torch.empty(3, *onto.shape)
-    for start in range(0, onto.shape[0], 16):
-        slab = onto.padded((-start, 0, 0), (min(0, start + 16 - onto.shape[0]), 0, 0))
-        moved = field.after(psi).carried(slab)
-        out[:, start : start + 16] = moved.sub_(slab.points(torch.float64).flatten(1)).float().unflatten(1, slab.shape)
+    for planes, part in onto.slabs():
+        moved = field.after(psi).carried(part)
+        out[:, planes] = moved.sub_(part.points(torch.float64).flatten(1)).float().unflatten(1, part.shape)
     return Displacement(out, onto)
 
 

@@ -15,6 +15,15 @@ from osteomorph.geometry import Grid, sample
 
 def gradient(values: Float[Tensor, "*b c i j k"], grid: Grid) -> Float[Tensor, "*b c 3 i j k"]:
     """d(values)/d(world axis) per mm: central differences, one-sided at the border (as ``numpy.gradient``)."""
+    along_array = _along_array(values, grid)
+    direction = torch.as_tensor(grid.direction.copy(), dtype=values.dtype, device=values.device)
+    if torch.equal(direction.abs(), torch.eye(3, dtype=values.dtype, device=values.device)):
+        return along_array * direction.diagonal()[:, None, None, None]
+    return torch.einsum("wd,...dijk->...wijk", direction, along_array)
+
+
+def _along_array(values: Float[Tensor, "*b c i j k"], grid: Grid) -> Float[Tensor, "*b c 3 i j k"]:
+    """The same per mm along the array axes."""
     per_axis = []
     for d, axis in enumerate((-3, -2, -1)):
         if values.shape[axis] == 1:
@@ -26,11 +35,7 @@ def gradient(values: Float[Tensor, "*b c i j k"], grid: Grid) -> Float[Tensor, "
         last = values.narrow(axis, n - 1, 1) - values.narrow(axis, n - 2, 1)
         parts = [first, inner, last] if inner is not None else [first, last]
         per_axis.append(torch.cat(parts, axis) / float(grid.spacing_mm[d]))
-    along_array = torch.stack(per_axis, -4)
-    direction = torch.as_tensor(grid.direction.copy(), dtype=values.dtype, device=values.device)
-    if torch.equal(direction.abs(), torch.eye(3, dtype=values.dtype, device=values.device)):
-        return along_array * direction.diagonal()[:, None, None, None]
-    return torch.einsum("wd,...dijk->...wijk", direction, along_array)
+    return torch.stack(per_axis, -4)
 
 
 def jacobian(vectors: Float[Tensor, "*b 3 i j k"], grid: Grid) -> Float[Tensor, "*b 3 3 i j k"]:
@@ -46,14 +51,33 @@ def determinant(matrices: Float[Tensor, "*b 3 3 i j k"]) -> Float[Tensor, "*b i 
 
 
 def jacobian_determinant(vectors: Float[Tensor, "*b 3 i j k"], grid: Grid) -> Float[Tensor, "*b i j k"]:
-    """Local volume change of x + u(x): 1 keeps volume, at or below 0 folds."""
-    return determinant(jacobian(vectors, grid))
+    """Local volume change of x + u(x): 1 keeps volume, at or below 0 folds.
+
+    Taken along the array axes, where it is the same, and in slabs: nine derivatives of a large field are more than it all.
+    """
+    turn = torch.as_tensor(grid.direction.T.copy(), dtype=vectors.dtype, device=vectors.device)
+    identity = torch.eye(3, dtype=vectors.dtype, device=vectors.device)[:, :, None, None, None]
+    parts, n = [], vectors.shape[-3]
+    for planes, _ in grid.slabs():
+        low, high = max(0, planes.start - 1), min(n, planes.stop + 1)
+        part = vectors.narrow(-3, low, high - low)
+        turned = (turn @ part.flatten(-3)).unflatten(-1, part.shape[-3:])
+        found = determinant(_along_array(turned, grid) + identity)
+        parts.append(found.narrow(-3, planes.start - low, planes.stop - planes.start))
+    return torch.cat(parts, -3)
 
 
 def compose(outer: Float[Tensor, "*b 3 i j k"], inner: Float[Tensor, "*b 3 i j k"], grid: Grid) -> Float[Tensor, "*b 3 i j k"]:
     """Displacement of outer(inner(x)), both on ``grid``: u(x) = inner(x) + outer(x + inner(x))."""
-    points = (grid.points(inner.dtype, inner.device) + inner).flatten(-3)
-    return inner + sample(outer, grid, points).unflatten(-1, grid.shape)
+    if inner.ndim > 4 or outer.requires_grad or inner.requires_grad:
+        points = (grid.points(inner.dtype, inner.device) + inner).flatten(-3)
+        return inner + sample(outer, grid, points).unflatten(-1, grid.shape)
+    out = torch.empty_like(inner)
+    for planes, part in grid.slabs():
+        here = inner[:, planes]
+        points = part.points(inner.dtype, inner.device).add_(here).flatten(1)
+        torch.add(here, sample(outer, grid, points).unflatten(1, part.shape), out=out[:, planes])
+    return out
 
 
 def exponential(vectors: Float[Tensor, "*b 3 i j k"], grid: Grid, squarings: int = 6) -> Float[Tensor, "*b 3 i j k"]:

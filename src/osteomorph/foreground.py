@@ -38,4 +38,7 @@ def _filled(body: np.ndarray) -> np.ndarray:
 
 
 def _onto(weight: torch.Tensor, coarse: Grid, grid: Grid) -> torch.Tensor:
-    return (sample(weight, coarse, grid.points().flatten(1)) >= 0.5).float().unflatten(-1, grid.shape)
+    out = torch.empty(1, *grid.shape)
+    for planes, part in grid.slabs():
+        out[:, planes] = (sample(weight, coarse, part.points().flatten(1)) >= 0.5).float().unflatten(-1, part.shape)
+    return out

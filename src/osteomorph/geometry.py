@@ -3,6 +3,7 @@
 World coordinates are RAS+ millimetres. Points and vectors carry their three components first: ``(3, ...)``.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -20,6 +21,9 @@ Interpolation = Literal["linear", "nearest"]
 
 MANY_CHANNELS = 8
 """From which on it pays to read a voxel's channels together."""
+
+GATHERED = 1 << 17
+"""Points whose neighbours are read together: eight rows of channels each."""
 
 ANATOMICAL_AXES = {"LR": "LR", "RL": "LR", "AP": "PA", "PA": "PA", "IS": "IS", "SI": "IS"}
 
@@ -161,6 +165,12 @@ class Grid:
         i, j, k = (slice(int(low), int(high)) for low, high in zip(corner, ends, strict=True))
         return i, j, k
 
+    def slabs(self, planes: int = 16) -> Iterator[tuple[slice, "Grid"]]:
+        """The grid in parts of a few planes along the first axis, so that coordinates of all voxels never lie in memory."""
+        for start in range(0, self.shape[0], planes):
+            stop = min(start + planes, self.shape[0])
+            yield slice(start, stop), self.padded((-start, 0, 0), (stop - self.shape[0], 0, 0))
+
     def moved(self, matrix: np.ndarray) -> "Grid":
         """The grid carried along by a rigid 4x4 matrix (RAS mm)."""
         return Grid(self.shape, np.asarray(matrix, dtype=np.float64) @ self.affine)
@@ -260,13 +270,15 @@ def _nearest(data: Tensor, index: Tensor) -> Tensor:
 
 def _linear(data: Tensor, index: Tensor, size: Tensor) -> Tensor:
     if data.ndim == 4 and data.stride(0) == 1 and data.shape[0] >= MANY_CHANNELS and not data.requires_grad:
-        return _Gathered.apply(data, index)
+        if index.requires_grad:
+            return _Gathered.apply(data, index)
+        return torch.cat([_Gathered.apply(data, part).T for part in index.split(GATHERED, 1)]).T
     unit = (2 * index / (size - 1).clamp(min=1) - 1).flip(-2).to(data.dtype)
     batch, n = unit.shape[:-2], unit.shape[-1]
     volumes = data.reshape(-1, *data.shape[-4:])
     where = unit.reshape(len(volumes), 3, n).transpose(1, 2)
     # torch runs one thread per batch entry: deal the points of a single volume out as if they were a batch
-    alone = len(volumes) == 1 and n >= 50_000 and data.device.type == "cpu" and not data.requires_grad
+    alone = len(volumes) == 1 and n >= 16_384 and data.device.type == "cpu" and not data.requires_grad
     parts = torch.get_num_threads() if alone else 1
     if parts > 1:
         where = torch.cat([where, where[:, : -n % parts]], 1).reshape(parts, -1, 3)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import cached_property, reduce
 from typing import final
 
 import numpy as np
@@ -64,7 +64,11 @@ class Labels:
 
     def ids(self) -> list[int]:
         """Ids that occur, background left out, ascending."""
-        return [int(v) for v in torch.unique(self.data) if v != 0]
+        return list(self._ids)
+
+    @cached_property
+    def _ids(self) -> tuple[int, ...]:
+        return tuple(int(v) for v in torch.unique(self.data) if v != 0)
 
     def name(self, label: int) -> str:
         return self.names.get(label, str(label))

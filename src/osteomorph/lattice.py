@@ -17,13 +17,13 @@ Then = Callable[[Float64[Tensor, "3 n"]], Float64[Tensor, "3 n"]]
 
 
 def lattice(
-    transform: Polyrigid, grid: Grid, tolerance_mm: float = 0.02, coarse_mm: float = 4.0, then: Then | None = None
+    transform: Polyrigid, grid: Grid, tolerance_mm: float = 0.02, coarse_mm: float = 8.0, then: Then | None = None
 ) -> Displacement:
     """T(x) - x in mm at every voxel of ``grid``, float32, to about ``tolerance_mm``; exact in the rigid regions and near them.
 
     From a lattice of about ``coarse_mm`` each axis is halved until the grid is reached. New nodes are interpolated by a
-    cubic; those beside a bend (second difference / 8 above the tolerance) or within two coarse steps of a region's edge are
-    computed instead, and those in a region take its pose.
+    cubic; those beside a bend (second difference / 8 above the tolerance) or within three quarters of a coarse step of a
+    region's edge are computed instead, and those in a region take its pose.
 
     then: x -> then(T(x)) - x instead.
     """
@@ -42,7 +42,7 @@ def lattice(
         values, bends = (a[..., : nodes.shape[0], : nodes.shape[1], : nodes.shape[2]] for a in (values, bends))
         step_mm = float(max(h * s for h, s in zip(grid.spacing_mm, strides, strict=True)))
         values = values.contiguous()
-        _compute(values, bends, transform, nodes, 1.5 * step_mm, then)
+        _compute(values, bends, transform, nodes, 0.75 * step_mm, then)
         strides = finer
     return Displacement(values, grid)
 

@@ -115,11 +115,13 @@ def poses(
     ids: Sequence[int],
     frame: Frame,
     progress: Progress | None = None,
+    instead: Callable[[Mapping[int, BonePose]], Mapping[int, Rigid]] | None = None,
 ) -> dict[int, BonePose]:
     """Where each bone went, fixed mm -> moving mm, from the images of a prepared case (intensities about [0, 1]).
 
     start: per bone a first guess. frame: which label map says where the bone is; the other image is carried onto the lattice
     of that one's. Bones are independent of each other, and nothing is random.
+    instead: of what was found, for some bones another start, which counts where it leads to a pose that is determined.
 
     Raises InputError: no labels in that frame, a label without voxels, or no start for it. A bone that the images do not show
     keeps its start, with ``determined`` False.
@@ -143,6 +145,10 @@ def poses(
         if progress is not None:
             progress("pose", n, len(ids))
         out[label] = _bone_pose(label, maps, levels, start[label], plan, frame)
+    for label, other_start in ({} if instead is None else instead(out)).items():
+        again = _bone_pose(label, maps, levels, other_start, plan, frame)
+        if again.determined:
+            out[label] = again
     if progress is not None:
         progress("pose", len(ids), len(ids))
     return out

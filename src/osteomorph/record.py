@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from osteomorph import __version__
+from osteomorph.allocation import give_back_freed_memory
 from osteomorph.geometry import Grid
 from osteomorph.io import OutputFolder, write_displacement, write_image, write_json, write_transform
 from osteomorph.memory import peak_bytes
@@ -30,8 +31,11 @@ def write_result(registration: "Registration", folder: Path, overwrite: bool, co
         if registration.moved_labels is not None:
             write_image(out / "moved_labels.nii.gz", registration.moved_labels)
         write_displacement(out / "displacement.nii.gz", registration.stored, registration.case.fixed.grid)
+        give_back_freed_memory()
         write_transform(out / "transform.h5", registration.stored)
-        write_transform(out / "inverse.h5", registration.stored_inverse)
+        back = registration.stored_inverse
+        give_back_freed_memory()
+        write_transform(out / "inverse.h5", back)
         bones = [{**bone.as_json(), **_sureness(registration, bone.label)} for bone in registration.bones]
         told = {"exact": registration.exact is not None, "from": _origin(registration)}
         write_json(out / "bones.json", {**told, "frame": "RAS mm, fixed -> moving", "bones": bones})

@@ -17,9 +17,6 @@ Kernel = Literal["linear", "bspline"]
 Outside = float | Literal["minimum", "border"]
 """Value beyond the field of view: a number, the image's minimum, or that of the nearest border voxel."""
 
-SLAB = 16
-"""Array planes resampled at a time; bounds the memory for coordinates."""
-
 LANCZOS_LOBES = 5
 """Half-width of the windowed sinc in voxels, as in SimpleITK."""
 
@@ -50,37 +47,33 @@ def resample(
 
 def _by_slab(moving: Image | Labels, transform: Transform, onto: Grid, how: Interpolation, outside: float | None) -> Tensor:
     out = torch.empty(moving.data.shape[0], *onto.shape, dtype=moving.data.dtype)
-    there = onto.moved(transform.matrix) if isinstance(transform, Rigid) else None  # lattices stay lattices
     working = torch.float32 if how == "linear" else torch.float64
-    for start in range(0, onto.shape[0], SLAB):
-        if there is not None:
-            index = moving.grid.index_of(_slab(there, start), working).flatten(1)
+    for planes, part in onto.slabs():
+        if isinstance(transform, Rigid):  # lattices stay lattices
+            index = moving.grid.index_of(part.moved(transform.matrix), working).flatten(1)
         else:
-            index = moving.grid.index(transform.carried(_slab(onto, start)))
-        out[:, start : start + SLAB] = sample_at(moving.data, index, how, outside).unflatten(-1, (-1, *onto.shape[1:]))
+            index = moving.grid.index(transform.carried(part))
+        out[:, planes] = sample_at(moving.data, index, how, outside).unflatten(-1, part.shape)
     return out
-
-
-def _slab(grid: Grid, start: int) -> Grid:
-    return grid.padded((-start, 0, 0), (min(0, start + SLAB - grid.shape[0]), 0, 0))
 
 
 def _bspline(moving: Image, transform: Transform, onto: Grid, fill: float) -> Float[Tensor, "c i j k"]:
     coefficients = [ndimage.spline_filter(c.numpy(), order=3, output=np.float32, mode="mirror") for c in moving.data]
     out = torch.empty(len(coefficients), *onto.shape, dtype=moving.data.dtype)
 
-    def fill_slab(start: int) -> None:
-        points = transform.carried(_slab(onto, start))
+    def fill_slab(slab: tuple[slice, Grid]) -> None:
+        planes, part = slab
+        points = transform.carried(part)
         index = moving.grid.index(points).numpy()
         inside = moving.grid.contains(points)
         for c, coefficient in enumerate(coefficients):
             values = torch.full((points.shape[1],), fill, dtype=out.dtype)
             found = ndimage.map_coordinates(coefficient, index[:, inside.numpy()], order=3, mode="mirror", prefilter=False)
             values[inside] = torch.as_tensor(found, dtype=out.dtype)
-            out[c, start : start + SLAB] = values.unflatten(-1, (-1, *onto.shape[1:]))
+            out[c, planes] = values.unflatten(-1, part.shape)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(fill_slab, range(0, onto.shape[0], SLAB)))
+        list(pool.map(fill_slab, onto.slabs()))
     return out
 
 

@@ -61,7 +61,8 @@ def soft_field(
     found: list[tuple[Basis, Tensor]] = []
     before = torch.zeros(3, *grid.shape, dtype=case.fixed.data.dtype)
     if begin is not None:
-        before += sample(begin.vectors, begin.grid, grid.points().flatten(1)).unflatten(1, grid.shape)
+        for planes, part in grid.slabs():
+            before[:, planes] += sample(begin.vectors, begin.grid, part.points().flatten(1)).unflatten(1, part.shape)
     for level in plan.levels:
         seen = smoothed(case, level.smooth_mm)
         similarity = Objective([term for term in terms(plan, level, case, ()) if not isinstance(term[2], (Bending, Diffusion))])

@@ -163,8 +163,9 @@ def _to_itk(step: Transform) -> sitk.Transform:
         step = step.flow
     if isinstance(step, Displacement):
         ours = step.vectors.detach().cpu().numpy().transpose(3, 2, 1, 0)
-        lps_vectors = np.multiply(ours, FLIP.diagonal()[:3], out=np.empty(ours.shape))
-        image = sitk.GetImageFromArray(lps_vectors, isVector=True)
+        lps_vectors = np.multiply(ours, FLIP.diagonal()[:3], out=np.empty(ours.shape, ours.dtype), casting="same_kind")
+        image = sitk.Cast(sitk.GetImageFromArray(lps_vectors, isVector=True), sitk.sitkVectorFloat64)
+        del lps_vectors
         _place(image, step.grid)
         return sitk.DisplacementFieldTransform(image)
     raise ValueError(f"No ITK form of {type(step).__name__}. Sample it: Displacement(transform.displacement(grid), grid).")
