@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from osteomorph.case import Case
-from osteomorph.distances import DistanceMap
+from osteomorph.distances import DistanceMap, distance_maps
 from osteomorph.exact_bones import ExactBones, stored_grid
 from osteomorph.geometry import Grid
 from osteomorph.image import Labels
@@ -40,57 +40,56 @@ def giving_way(base: Polyrigid, fixed: Grid, spacing_mm: float) -> Polyrigid:
     fixed: grid of the fixed image; next to a point is what lies a voxel away along its axes, at most as far as the bone's
     margin reaches. spacing_mm: at which fields are stored. What each bone lost is its ``given_mm3``.
     """
-    return replace(base, bodies=tuple(_given(body, _steps(fixed, spacing_mm)) for body in base.bodies))
+    return replace(base, bodies=tuple(_given(body, _beside(fixed, spacing_mm)) for body in base.bodies))
 
 
 def held(labels: Labels, base: Polyrigid, spacing_mm: float) -> Labels:
     """Labels on the fixed grid, less the voxels that bones gave away."""
-    steps = _steps(labels.grid, spacing_mm)
+    offsets = _beside(labels.grid, spacing_mm)
     data = labels.data[0].clone()
     for body in base.bodies:
         here = (data == body.label).nonzero()
         if body.given_mm3 is None or len(here) == 0:
             continue
-        lost = here[~_moves_along(body, labels.grid.world(here.T.double()), steps)]
+        lost = here[~_moves_along(body, labels.grid.world(here.T.double()), offsets)]
         data[tuple(lost.T)] = 0
     return replace(labels, data=data[None])
 
 
-def _given(body: Body, steps: Float64[np.ndarray, "3 3"]) -> Body:
-    grid, region = body.bone.grid, body.region.values[0]
-    inside = body.bone.inside
-    values = torch.maximum(body.bone.values[0], region.where(~inside, torch.tensor(-torch.inf)))
-    near = inside & (region > -1.5 * float(np.linalg.norm(steps, axis=0).max()))  # distances are linear only in between
-    places = near.nonzero()
-    beside = _around(body, grid.world(places.T.double()), steps).float() - RIM_MM
-    values[near] = torch.maximum(values[near], beside)
-    lost = inside & (values >= 0)
-    if int(lost.sum()) > (1 - LEAST_LEFT) * int(inside.sum()):
+def _given(body: Body, offsets: Float64[np.ndarray, "3 m"]) -> Body:
+    grid, inside = body.bone.grid, body.bone.inside
+    near = inside & (body.region.values[0] > -1.5 * float(np.linalg.norm(offsets, axis=0).max()))  # elsewhere all moves along
+    places = near.nonzero().T
+    lost = ~_moves_along(body, grid.world(places.double()), offsets)
+    count, whole = int(lost.sum()), int(inside.sum())
+    if count == 0:
+        return replace(body, given_mm3=0.0)
+    if count > (1 - LEAST_LEFT) * whole:
         return body
-    given = float(lost.sum()) * float(np.prod(grid.spacing_mm))
-    return replace(body, bone=DistanceMap(values[None], grid), given_mm3=given)
+    left = inside.int()
+    left[tuple(places[:, lost])] = 0
+    bone = distance_maps(Labels(left[None], grid))[1].on(grid)
+    return replace(body, bone=DistanceMap(bone[None], grid), given_mm3=count * float(np.prod(grid.spacing_mm)))
 
 
-def _moves_along(body: Body, points_mm: Float64[Tensor, "3 n"], steps: Float64[np.ndarray, "3 3"]) -> Bool[Tensor, " n"]:
-    return _around(body, points_mm, steps) < RIM_MM
+def _moves_along(body: Body, points_mm: Float64[Tensor, "3 n"], offsets: Float64[np.ndarray, "3 m"]) -> Bool[Tensor, " n"]:
+    return _around(body, points_mm, offsets) < RIM_MM
 
 
-def _around(body: Body, points_mm: Float64[Tensor, "3 n"], steps: Float64[np.ndarray, "3 3"]) -> Float64[Tensor, " n"]:
-    """The largest distance to a body's region at fixed points and the points next to them."""
-    lengths = np.linalg.norm(steps, axis=0)
-    offsets = torch.as_tensor(steps * np.minimum(1, _margin_mm(body) / lengths))
+def _around(body: Body, points_mm: Float64[Tensor, "3 n"], offsets: Float64[np.ndarray, "3 m"]) -> Float64[Tensor, " n"]:
+    """The largest distance to a body's region at fixed points and at those offsets from them."""
+    margin = float((body.bone.values - body.region.values).max())
+    reach = offsets * np.minimum(1, margin / np.linalg.norm(offsets, axis=0))
     largest = body.region(points_mm)
-    for axis in range(3):
-        for sign in (-1, 1):
-            largest = torch.maximum(largest, body.region(points_mm + sign * offsets[:, axis, None]))
+    for offset in torch.as_tensor(reach).T:
+        largest = torch.maximum(largest, body.region(points_mm + offset[:, None]))
     return largest
 
 
-def _margin_mm(body: Body) -> float:
-    return float((body.bone.values - body.region.values).max())
-
-
-def _steps(fixed: Grid, spacing_mm: float) -> Float64[np.ndarray, "3 3"]:
-    """Columns: one voxel along each axis, or one of the stored field where that is longer."""
-    longest = np.maximum(fixed.spacing_mm, stored_grid(fixed, spacing_mm).spacing_mm)
-    return fixed.direction * longest
+def _beside(fixed: Grid, spacing_mm: float) -> Float64[np.ndarray, "3 m"]:
+    """From a voxel to the next ones along each axis, in mm; to all nodes they are interpolated from where fields have fewer."""
+    skipped = np.maximum(1, np.rint(stored_grid(fixed, spacing_mm).spacing_mm / fixed.spacing_mm).astype(int))
+    around = np.stack(np.meshgrid(*(np.arange(1 - n, n) for n in skipped), indexing="ij")).reshape(3, -1)
+    steps = np.concatenate([np.eye(3, dtype=int), -np.eye(3, dtype=int)], axis=1)
+    index = np.unique((steps[:, :, None] + around[:, None]).reshape(3, -1), axis=1)
+    return fixed.affine[:3, :3] @ index[:, index.any(axis=0)]
