@@ -125,6 +125,18 @@ def test_whatever_two_touching_bones_do(turn, shift):
     assert (determinant[inside] - 1).abs().max() < 1e-5
 
 
+def test_thick_slices_take_no_more_than_the_margin():
+    grid = tilted((36, 32, 14), (1.0, 1.0, 4.0))
+    base = from_labels(posed(), moving=touching(MOVING), margin_mm=2.4)
+    here = resample(touching(MOVING), base, grid)
+    found = giving_way(base, grid, SPACING_MM)
+    left = held(here, found, SPACING_MM)
+    assert torch.equal(left.data == 3, here.data == 3)
+    assert found.bodies[2].given_mm3 == 0
+    for label in (1, 2):
+        assert int((here.data == label).sum()) > int((left.data == label).sum()) > 0.55 * int((here.data == label).sum())
+
+
 def test_bones_that_move_together_keep_their_shared_face():
     labels = touching(MOVING)
     alike = about(MIDDLE, (3, 2, 1), (1.0, 0.0, 0.0))

@@ -51,39 +51,39 @@ def held(labels: Labels, base: Polyrigid, spacing_mm: float) -> Labels:
         here = (data == body.label).nonzero()
         if body.given_mm3 is None or len(here) == 0:
             continue
-        lost = here[~_moves_along(body, labels.grid.world(here.T.double()), offsets)]
+        lost = here[~_moves_along(body.region, labels.grid.world(here.T.double()), offsets, body.margin_mm)]
         data[tuple(lost.T)] = 0
     return replace(labels, data=data[None])
 
 
 def _given(body: Body, offsets: Float64[np.ndarray, "3 m"]) -> Body:
     grid, inside = body.bone.grid, body.bone.inside
-    near = inside & (body.region.values[0] > -1.5 * float(np.linalg.norm(offsets, axis=0).max()))  # elsewhere all moves along
-    places = near.nonzero().T
-    lost = ~_moves_along(body, grid.world(places.double()), offsets)
+    places = inside.nonzero().T
+    margin = float((body.bone.values - body.region.values).max())
+    lost = ~_moves_along(body.region, grid.world(places.double()), offsets, margin)
     count, whole = int(lost.sum()), int(inside.sum())
     if count == 0:
-        return replace(body, given_mm3=0.0)
+        return replace(body, given_mm3=0.0, margin_mm=margin)
     if count > (1 - LEAST_LEFT) * whole:
         return body
     left = inside.int()
     left[tuple(places[:, lost])] = 0
     bone = distance_maps(Labels(left[None], grid))[1].on(grid)
-    return replace(body, bone=DistanceMap(bone[None], grid), given_mm3=count * float(np.prod(grid.spacing_mm)))
+    given = count * float(np.prod(grid.spacing_mm))
+    return replace(body, bone=DistanceMap(bone[None], grid), given_mm3=given, margin_mm=margin)
 
 
-def _moves_along(body: Body, points_mm: Float64[Tensor, "3 n"], offsets: Float64[np.ndarray, "3 m"]) -> Bool[Tensor, " n"]:
-    return _around(body, points_mm, offsets) < RIM_MM
-
-
-def _around(body: Body, points_mm: Float64[Tensor, "3 n"], offsets: Float64[np.ndarray, "3 m"]) -> Float64[Tensor, " n"]:
-    """The largest distance to a body's region at fixed points and at those offsets from them."""
-    margin = float((body.bone.values - body.region.values).max())
-    reach = offsets * np.minimum(1, margin / np.linalg.norm(offsets, axis=0))
-    largest = body.region(points_mm)
+def _moves_along(
+    region: DistanceMap, points_mm: Float64[Tensor, "3 n"], offsets: Float64[np.ndarray, "3 m"], margin_mm: float
+) -> Bool[Tensor, " n"]:
+    """Which fixed points lie in a region, and the points at those offsets from them, taken no longer than the margin."""
+    reach = offsets * np.minimum(1, margin_mm / np.linalg.norm(offsets, axis=0))
+    largest = region(points_mm)
+    near = (largest > -1.5 * float(np.linalg.norm(reach, axis=0).max())).nonzero()[:, 0]  # deeper down all moves along
+    here = points_mm[:, near]
     for offset in torch.as_tensor(reach).T:
-        largest = torch.maximum(largest, body.region(points_mm + offset[:, None]))
-    return largest
+        largest[near] = torch.maximum(largest[near], region(here + offset[:, None]))
+    return largest < RIM_MM
 
 
 def _beside(fixed: Grid, spacing_mm: float) -> Float64[np.ndarray, "3 m"]:

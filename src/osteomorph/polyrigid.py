@@ -41,8 +41,8 @@ class Body:
     """One bone where it lies in the fixed image.
 
     bone: distance to its surface. region: distance to the part that moves rigidly, on the same grid: the bone and a margin,
-    less the rim where another bone is too near. given_mm3: what a found bone gave away there (`held_bones`); None for a bone
-    that is as it was given.
+    less the rim where another bone is too near. given_mm3: what a found bone gave away there (`held_bones`), None for a bone
+    that is as it was given; margin_mm: its margin before that.
     """
 
     label: int
@@ -51,6 +51,7 @@ class Body:
     bone: DistanceMap
     region: DistanceMap
     given_mm3: float | None = None
+    margin_mm: float = 0.0
 
     @cached_property
     def rim(self) -> Bool[Tensor, "i j k"]:
