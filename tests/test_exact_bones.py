@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -317,11 +318,14 @@ def test_doubts_about_bones_are_said_in_words():
         {1: 0.0, 2: 0.0}, {1: 0.2, 2: 0.0}, {1: 9, 2: 0}, {1: 9.0, 2: 0.0}, 0.4, 0.0, 0.0, 0.0, -0.7, (1, 2), 9, 4, "tree"
     )
     exact = ExactBones.__new__(ExactBones)
-    exact.__dict__.update(poses=bones, certificate=certificate)
+    bodies = (SimpleNamespace(label=1, given_share=0.02), SimpleNamespace(label=2, given_share=0.12))
+    exact.__dict__.update(poses=bones, certificate=certificate, base=SimpleNamespace(bodies=bodies))
     said = warnings_of(exact, {1: "L1", 2: "L2"})
-    assert len(said) == 3
+    assert len(said) == 4
     assert "bone L1: it may be off by 2.3 degrees and 1.5 mm" in said[0]
     assert "9 mm3 is not rigid: L1." in said[1]
-    assert "L1 and L2 run into each other by 0.7 mm" in said[2]
-    exact.__dict__.update(poses={2: bones[2]}, certificate=replace(certificate, rim_voxels={2: 0}, narrowest_gap_mm=1.0))
+    assert said[2].startswith("12 % of what was found of bone L2 lies too near to other bones")
+    assert "L1 and L2 run into each other by 0.7 mm" in said[3]
+    sure = replace(certificate, rim_voxels={2: 0}, narrowest_gap_mm=1.0)
+    exact.__dict__.update(poses={2: bones[2]}, certificate=sure, base=SimpleNamespace(bodies=bodies[:1]))
     assert warnings_of(exact, {}) == []

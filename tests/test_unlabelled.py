@@ -110,6 +110,9 @@ def test_found_bones_are_exact_and_said_to_be_found(unlabelled_pair, monkeypatch
     told = json.loads((out / "bones.json").read_text())
     assert (told["exact"], told["from"]) == (True, "network, moving image")
     assert {bone["confidence"] for bone in told["bones"]} == {0.9}
+    assert {bone["rim_voxels"] for bone in told["bones"]} == {0}
+    given = json.loads((out / "result.json").read_text())["certificate"]["given_away_mm3"]
+    assert {str(bone["label"]): bone["given_away_mm3"] for bone in told["bones"]} == given
     assert json.loads((out / "result.json").read_text())["bones_from"] == "network, moving image"
     assert (out / "moved_labels.nii.gz").is_file()
 
@@ -121,6 +124,7 @@ def test_labels_that_are_given_win_and_none_is_none(unlabelled_pair, monkeypatch
     quick = PLAN.model_copy(update={"soft": PLAN.soft.model_copy(update={"levels": ()})})
     given = register(case.fixed, case.moving, moving_labels=labels, plan=quick)
     assert given.found_in is None
+    assert {bone.given_mm3 for bone in given.bones} == {None}
     soft = register(case.fixed, case.moving, plan=quick, bones="none")
     assert (soft.exact, soft.found_in, soft.rigid_labels) == (None, None, ())
     assert asked == []

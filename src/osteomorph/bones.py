@@ -40,6 +40,8 @@ class Bone:
     """How an exact bone's pose was found."""
     rim_voxels: int = 0
     """Of the bone's voxels, those in its rim."""
+    given_mm3: float | None = None
+    """What a found bone gave away where it touches another; None where labels were given."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -60,6 +62,7 @@ class Bone:
                 "determined": self.found.determined,
             },
             "rim_voxels": self.rim_voxels,
+            "given_away_mm3": self.given_mm3,
             "volume_mm3": self.volume_mm3,
         }
 
@@ -103,6 +106,7 @@ def bones_under(
                 volume_mm3=here.shape[1] * float(np.prod(labels.grid.spacing_mm)),
                 found=exact.poses[label] if exact is not None and known else None,
                 rim_voxels=int(rim.sum()),
+                given_mm3=exact.body(label).given_mm3 if exact is not None and known else None,
             )
         )
     return tuple(found)

@@ -1,7 +1,9 @@
 """Case: what is registered. Never mutated."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import final
+
+import torch
 
 from osteomorph.image import Image, Labels
 
@@ -31,3 +33,7 @@ class Case:
         ):
             if companion is not None and not companion.grid.isclose(image.grid):
                 raise ValueError("Labels and masks lie on the grid of their image; resample them first.")
+
+    def to(self, device: torch.device) -> "Case":
+        parts = (getattr(self, part.name) for part in fields(self))
+        return Case(*(None if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from osteomorph.inputs import Bones
 from osteomorph.lattice import lattice, rigid_displacement
 from osteomorph.measure import robust_fit
 from osteomorph.plan import Plan, SoftPlan
-from osteomorph.polyrigid import Polyrigid, from_labels
+from osteomorph.polyrigid import Body, Polyrigid, from_labels
 from osteomorph.pose import BonePose, poses
 from osteomorph.pose_doubts import BELIEVED, collided, settled, thinned
 from osteomorph.prepare import MARGIN_MM, resampled_case
@@ -49,6 +49,9 @@ LEAST_STEPS = 2
 
 MARGIN_VOXELS = 2.0
 """Of tissue that moves with a bone: of the labels, or of the fields that are stored, whichever are longer."""
+
+GIVEN_AWAY = 0.1
+"""Share of a found bone from which on it is said that so much of it lies too near to others to be rigid."""
 
 LEAST_POINTS = 60
 """Voxels of the guess below which a bone's rotation is not read from it."""
@@ -83,8 +86,10 @@ class ExactBones:
 
     def rim(self, label: int, points_mm: Float[Tensor, "3 n"]) -> Bool[Tensor, " n"]:
         """Which fixed points of a bone lie where another bone is too near for both to be rigid."""
-        body = next(body for body in self.base.bodies if body.label == label)
-        return body.region(points_mm) > 1e-4
+        return self.body(label).region(points_mm) > 1e-4
+
+    def body(self, label: int) -> Body:
+        return next(body for body in self.base.bodies if body.label == label)
 
 
 # -- steps ---------------------------------------------------------------------------------------------------------------
@@ -347,6 +352,10 @@ def warnings_of(exact: ExactBones, names: Mapping[int, str]) -> list[str]:
             f"Bones come so near to another that a rim of {volume:.3g} mm3 is not rigid: {', '.join(touching)}. "
             "Check the labels where they touch."
         )
+    for body in exact.base.bodies:
+        if body.given_share > GIVEN_AWAY:
+            name, share = names.get(body.label, body.label), 100 * body.given_share
+            out.append(f"{share:.0f} % of what was found of bone {name} lies too near to other bones and is not held rigid.")
     if certificate.narrowest_gap_mm is not None and certificate.narrowest_gap_mm < 0:
         pair = " and ".join(names.get(label, str(label)) for label in certificate.narrowest_pair or ())
         out.append(f"Bones {pair} run into each other by {-certificate.narrowest_gap_mm:.2g} mm.")
@@ -360,6 +369,7 @@ def certificate_json(exact: ExactBones, metrics: Mapping[str, Any], residual_mm:
         "residual_mm": dict(residual_mm),
         "rim_voxels": alone["rim_voxels"],
         "rim_mm3": alone["rim_mm3"],
+        "given_away_mm3": {body.label: body.given_mm3 for body in exact.base.bodies if body.given_mm3 is not None},
         "least_determinant": metrics["jacobian_min"],
         "folding_percent": metrics["folding_percent"],
         "inverse_mean_mm": metrics.get("inverse_error_mean_mm"),

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 from torch import Tensor
 
+from osteomorph.bone_contacts import parted
 from osteomorph.bone_instances import InstanceSettings, instances
 from osteomorph.bone_network import FEATURE_STRIDE, SPACING_MM, BoneNetwork, is_ct, shipped_network, unit_intensities
 from osteomorph.geometry import Grid
@@ -46,7 +47,8 @@ class FoundBones:
 def find_bones(image: Image, network: BoneNetwork | None = None, settings: InstanceSettings | None = None) -> FoundBones:
     """Every bone in the first channel of a CT (HU) or an MR, in any orientation and spacing.
 
-    Bones are told apart at 2 mm; their outline is interpolated to the image's grid. The same on every run.
+    Bones are told apart at 2 mm; their outline is interpolated to the image's grid, where a CT tells where those that touch
+    part. The same on every run.
     """
     chosen = network or shipped_network()
     lattice, prepared, ct = _prepared(image)
@@ -57,6 +59,8 @@ def find_bones(image: Image, network: BoneNetwork | None = None, settings: Insta
     logit = Image(lattice.back(answer[:1].clamp(-LOGIT, LOGIT)), own)
     near = _spread(lattice.back(torch.from_numpy(numbers)[None])[0].numpy())
     data = _outlined(logit, near, image.grid)
+    if bool(ct):
+        data = torch.from_numpy(parted(data.numpy(), image.data[0].float().cpu().numpy(), image.grid.spacing_mm))
     present = {int(k) for k in torch.unique(data)} - {0}
     stored = np.dtype(np.uint8 if len(confidence) < 256 else np.uint16)
     labels = Labels(data[None], image.grid, stored=stored)

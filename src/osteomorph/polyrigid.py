@@ -41,7 +41,8 @@ class Body:
     """One bone where it lies in the fixed image.
 
     bone: distance to its surface. region: distance to the part that moves rigidly, on the same grid: the bone and a margin,
-    less the rim where another bone is too near.
+    less the rim where another bone is too near. given_mm3: what a found bone gave away there (`held_bones`), None for a bone
+    that is as it was given; margin_mm: its margin before that.
     """
 
     label: int
@@ -49,6 +50,8 @@ class Body:
     pose: Rigid
     bone: DistanceMap
     region: DistanceMap
+    given_mm3: float | None = None
+    margin_mm: float = 0.0
 
     @cached_property
     def rim(self) -> Bool[Tensor, "i j k"]:
@@ -58,6 +61,12 @@ class Body:
     @property
     def rim_mm3(self) -> float:
         return float(self.rim.sum()) * float(np.prod(self.bone.grid.spacing_mm))
+
+    @property
+    def given_share(self) -> float:
+        """Part of the bone as it was found that it gave away."""
+        given, left = self.given_mm3 or 0.0, float(self.bone.inside.sum()) * float(np.prod(self.bone.grid.spacing_mm))
+        return given / (given + left)
 
 
 @final

@@ -19,6 +19,7 @@ from osteomorph.exact_bones import ExactBones, certificate_json, stored_grid, st
 from osteomorph.exact_path import exact_path
 from osteomorph.foreground import foreground
 from osteomorph.geometry import overlap_mm3
+from osteomorph.held_bones import given_way, held
 from osteomorph.image import Image, Labels
 from osteomorph.initialise import Start, initialise
 from osteomorph.inputs import (
@@ -124,12 +125,14 @@ def register(
             found = exact_path(case, prepared, start.rigid, chosen, ids.rigid, bones, clock)
             if found is not None:
                 exact, carried = found.exact, moved_case(prepared, start.rigid)
+                if found_in is not None:
+                    exact, case = given_way(exact, case, chosen.prepare.spacing_mm)
                 made = (case, start, found.warp, chosen, ids.rigid, carried, exact.history, clock.seconds, hashes, "cpu")
                 return Registration(*made, exact, found_in)
         guess = None
         if learned is not None:
             with clock("network"):
-                guess = learned.field_of(_to(on_fixed_grid(prepared, start.rigid, chosen), where))
+                guess = learned.field_of(on_fixed_grid(prepared, start.rigid, chosen).to(where))
         elif chosen.bones == "exact" and not chosen.refine.levels and chosen.discrete.levels:
             with clock("guess"):
                 onto = stored_grid(prepared.fixed.grid, chosen.refine.field_spacing_mm)
@@ -145,7 +148,7 @@ def register(
             if guess is not None and not chosen.refine.levels:
                 warp = guess
             else:
-                warp, history = optimise(_to(carried, where), plan_here, ids.rigid, chosen.seed, progress, guess)
+                warp, history = optimise(carried.to(where), plan_here, ids.rigid, chosen.seed, progress, guess)
             if where.type != "cpu":
                 warp = replace(warp, vectors=warp.vectors.cpu())
     seconds, device = clock.seconds, str(where)
@@ -206,9 +209,12 @@ class Registration:
 
     @cached_property
     def moved_labels(self) -> Labels | None:
-        """The moving labels on the fixed grid."""
+        """The moving labels on the fixed grid, without what found bones gave away."""
         labels = self.case.moving_labels
-        return None if labels is None else resample(labels, self.stored, self.case.fixed.grid)
+        if labels is None:
+            return None
+        moved = resample(labels, self.stored, self.case.fixed.grid)
+        return moved if self.exact is None else held(moved, self.exact.base, self.plan.prepare.spacing_mm)
 
     @cached_property
     def bones(self) -> tuple[Bone, ...]:
@@ -338,13 +344,6 @@ def _available_frame(plan: RefinePlan, bones: Bones, case: Case) -> RefinePlan:
 
 
 # -- small things ---------------------------------------------------------------------------------------------------------
-
-
-def _to(case: Case, device: torch.device) -> Case:
-    if device.type == "cpu":
-        return case
-    parts = (case.fixed, case.moving, case.fixed_labels, case.moving_labels, case.fixed_mask, case.moving_mask)
-    return Case(*[None if part is None else part.to(device) for part in parts])  # type: ignore[arg-type]
 
 
 def chosen_device(name: str) -> torch.device:

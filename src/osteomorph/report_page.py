@@ -220,6 +220,9 @@ def _certificate(record: Mapping[str, Any]) -> str:
         ("inverse off by, mean", number(held.get("inverse_mean_mm"), "4f"), "mm"),
         ("inverse off by, at most", number(held.get("inverse_max_mm"), "3f"), "mm"),
     ]
+    if held.get("given_away_mm3"):
+        text_ = "volume that found bones gave away where they are too near to one another"
+        lines.insert(2, (text_, total(held["given_away_mm3"]), "mm³"))
     if pair:
         text_ = f"narrowest gap of two bones along the motion (labels {pair[0]} and {pair[1]})"
         lines.append((text_, number(held.get("narrowest_gap_mm"), "2f"), "mm"))
