@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid, sample_at
 from osteomorph.image import Labels
+from osteomorph.threads import spread
 
 REACH_MM = 12.0
 """Width of the crop around a bone; further out its distance is bounded from below."""
@@ -128,7 +129,8 @@ def distance_maps(labels: Labels, ids: Iterable[int] | None = None, reach_mm: fl
     if missing:
         raise InputError(f"The label map has no voxel of label {missing[0]}. Leave the label out, or give the map that has it.")
     boxes = ndimage.find_objects(data, max_label=max(wanted, default=0))
-    return {label: _distance_map(data, label, boxes[label - 1], labels.grid, reach_mm) for label in wanted}
+    made = spread(lambda label: _distance_map(data, label, boxes[label - 1], labels.grid, reach_mm), wanted)
+    return dict(zip(wanted, made, strict=True))
 
 
 def _distance_map(data: np.ndarray, label: int, box: tuple[slice, ...], grid: Grid, reach_mm: float) -> DistanceMap:

@@ -6,7 +6,7 @@ leaves the region where its weight is 1, and each step is a product of rigid mot
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import final
 
 import numpy as np
@@ -20,6 +20,7 @@ from osteomorph.image import Labels
 from osteomorph.joints import Joints, rigid_region, steepness
 from osteomorph.measure import fit_rigid
 from osteomorph.rigid_paths import PathKind, largest_angle_deg, log
+from osteomorph.threads import spread
 from osteomorph.transforms import Rigid, Transform
 
 STEPS = (4, 64)
@@ -110,7 +111,7 @@ class Polyrigid(Transform):
 
     def moved(self, points_mm: Float64[Tensor, "3 n"], working: torch.dtype = torch.float32) -> Float64[Tensor, "3 n"]:
         """Where points go, exact to rounding in the regions; elsewhere the flow in another precision (float32: 1e-3 mm)."""
-        return torch.cat([self._moved(part, working) for part in points_mm.split(CHUNK, 1)], 1)
+        return torch.cat(list(spread(partial(self._moved, working=working), points_mm.split(CHUNK, 1))), 1)
 
     def _moved(self, points: Tensor, working: torch.dtype) -> Tensor:
         centre = torch.as_tensor(self._centre)[:, None]
@@ -264,7 +265,7 @@ def from_labels(
     joints = Joints.of(bones, ends)
     kind = joints.widest_path() if path is None else path
     relative = joints.relative(kind)
-    regions = [rigid_region(k, bones, relative, margin, gap) for k in range(len(bones))]
+    regions = list(spread(lambda k: rigid_region(k, bones, relative, margin, gap), range(len(bones))))
     wanted = (
         steps if steps is not None else int(np.clip(np.ceil(steepness(bones, regions, relative) / 2), least_steps, STEPS[1]))
     )

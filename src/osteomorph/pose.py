@@ -20,6 +20,7 @@ from osteomorph.errors import InputError
 from osteomorph.geometry import sample
 from osteomorph.plan import PosePlan
 from osteomorph.pose_features import Patch, Side, about, centroid, described, jacobian, patch, search, slopes, taken
+from osteomorph.threads import spread
 from osteomorph.transforms import Rigid
 
 Frame = Literal["fixed", "moving"]
@@ -140,11 +141,13 @@ def poses(
     widest = plan.shell_mm * max(plan.spacings_mm) / plan.spacings_mm[-1]
     maps = distance_maps(labels, reach_mm=widest + 2.0)
     levels = [(reference.at(s), other.at(s)) for s in plan.spacings_mm]
-    out = {}
-    for n, label in enumerate(ids):
+    out: dict[int, BonePose] = {}
+    if progress is not None:
+        progress("pose", 0, len(ids))
+    for found in spread(lambda label: _bone_pose(label, maps, levels, start[label], plan, frame), ids):
+        out[found.label] = found
         if progress is not None:
-            progress("pose", n, len(ids))
-        out[label] = _bone_pose(label, maps, levels, start[label], plan, frame)
+            progress("pose", len(out), len(ids))
     for label, other_start in ({} if instead is None else instead(out)).items():
         again = _bone_pose(label, maps, levels, other_start, plan, frame)
         if again.determined:

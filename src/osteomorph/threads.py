@@ -1,7 +1,9 @@
 """How many CPU threads torch takes, for the length of a block."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
@@ -20,3 +22,23 @@ def threads(wanted: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+def spread(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """``map(work, items)`` in order, as many items at a time as torch has threads; each on one thread alone.
+
+    For many short operations per item, which do not gain from threads of their own.
+    """
+    given, before = list(items), torch.get_num_threads()
+    if min(before, len(given)) < 2:
+        yield from map(work, given)
+        return
+    try:
+        with ThreadPoolExecutor(min(before, len(given)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(work, given)
+    finally:
+        torch.set_num_threads(before)  # a thread's number is what later threads begin with
