@@ -1,6 +1,6 @@
 """Real volumes: a real MR under a known articulated motion, and CT onto another patient's MR as a stress test.
 
-    OSTEOMORPH_TEST_DATA=FOLDER python benchmarks/real.py [--out DIR] [--seed 0] [--only truth|stress]
+    OSTEOMORPH_TEST_DATA=FOLDER python benchmarks/real.py [--out DIR] [--seed 0] [--only truth|stress] [--unlabelled]
 
 The folder holds mr-lumbar-t2 and mr-lumbar-water (MR with vertebral bodies labelled), ct-lumbopelvic (TCIA CCTH-A01) and
 ct-abdomen-pelvis-3mm (TotalSegmentator's example). Prints a Markdown table each; writes an overlay per case into --out.
@@ -28,6 +28,8 @@ from osteomorph.pictures import overlay
 from osteomorph.registration import Registration, register
 from osteomorph.resampling import resample
 from osteomorph.transforms import Displacement, Rigid
+
+HEADING = "| bone TRE mm | 95 % | soft TRE mm | Dice | SD det J | fold % | inverse mm | s | GB |"
 
 REACH_MM = 12.0
 """Distance from a bone at which its motion has half given way to that of the far field."""
@@ -71,8 +73,11 @@ def draw(path: Path, result: Registration, title: str) -> None:
     overlay(path, case.fixed, before, result.moved, case.fixed_labels, before_labels, result.moved_labels, moved, title)
 
 
-def truth_test(data: Path, out: Path, seed: int) -> None:
-    print("\n| MR under known motion | bone TRE mm | 95 % | soft TRE mm | Dice | SD det J | fold % | inverse mm | s | GB |")
+def truth_test(data: Path, out: Path, seed: int, unlabelled: bool) -> None:
+    how = ", no labels" if unlabelled else ""
+    print(
+        f"\n| MR under known motion{how} | bone TRE mm | 95 % | soft TRE mm | Dice | SD det J | fold % | inverse mm | s | GB |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name in ("mr-lumbar-t2/02", "mr-lumbar-water/01"):
         moving, labels = read_image(data / f"{name}_mr.nii.gz"), read_labels(data / f"{name}_labels.nii.gz")
@@ -82,7 +87,9 @@ def truth_test(data: Path, out: Path, seed: int) -> None:
         fixed = still.with_data(still.data + 0.02 * float(still.data.std()) * noise)
         body = foreground(Image((fixed.data / torch.quantile(fixed.data[:, ::4, ::4, ::4], 0.99)).clamp(0, 1), fixed.grid), 0.0)
         case = Case(fixed, moving, resample(labels, truth, moving.grid), labels)
-        result = register(fixed, moving, moving_labels=labels, seed=seed)
+        result = register(fixed, moving, moving_labels=None if unlabelled else labels, seed=seed)
+        if unlabelled:
+            print(f"{name}: {len(result.rigid_labels)} bones held rigid, {len(labels.ids())} bodies labelled", flush=True)
         mask = Labels(body.data.to(torch.uint8), fixed.grid)
         for row, transform in ((name, result.transform), ("identity", Rigid.identity()), ("truth", truth)):
             found = measure(transform, case, truth, mask)
@@ -93,7 +100,8 @@ def truth_test(data: Path, out: Path, seed: int) -> None:
                 spent = sum(result.seconds.values())
                 cells += [f"{result.metrics['inverse_error_mean_mm']:.3f}", f"{spent:.0f}", f"{peak_bytes() / 2**30:.1f}"]
             print(f"| {row} | " + " | ".join(cells) + " |", flush=True)
-        draw(out / f"truth-{name.replace('/', '-')}.png", result, f"{name} under known motion")
+        file = f"{'unlabelled' if unlabelled else 'truth'}-{name.replace('/', '-')}.png"
+        draw(out / file, result, f"{name} under known motion{how}")
 
 
 def renamed(labels: Labels, ids: dict[int, int]) -> Labels:
@@ -139,11 +147,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("real"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("truth", "stress"))
+    parser.add_argument("--unlabelled", action="store_true", help="give no labels under known motion")
     options = parser.parse_args()
     data = Path(os.environ["OSTEOMORPH_TEST_DATA"])
     options.out.mkdir(parents=True, exist_ok=True)
     if options.only != "stress":
-        truth_test(data, options.out, options.seed)
+        truth_test(data, options.out, options.seed, options.unlabelled)
     if options.only != "truth":
         stress_test(data, options.out)
 

@@ -162,8 +162,11 @@ def _to_itk(step: Transform) -> sitk.Transform:
     if isinstance(step, Velocity):
         step = step.flow
     if isinstance(step, Displacement):
-        ours = step.vectors.detach().cpu().numpy().transpose(3, 2, 1, 0)
-        lps_vectors = np.multiply(ours, FLIP.diagonal()[:3], out=np.empty(ours.shape, ours.dtype), casting="same_kind")
+        ours = step.vectors.detach().cpu().numpy()
+        lps_vectors = np.empty(ours.shape[::-1], ours.dtype)
+        for planes, _ in step.grid.slabs(8):  # a few planes at a time stay in the cache
+            lps_vectors[:, :, planes] = np.ascontiguousarray(ours[:, planes]).transpose(3, 2, 1, 0)
+        lps_vectors *= FLIP.diagonal()[:3].astype(ours.dtype)
         image = sitk.Cast(sitk.GetImageFromArray(lps_vectors, isVector=True), sitk.sitkVectorFloat64)
         del lps_vectors
         _place(image, step.grid)
