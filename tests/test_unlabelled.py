@@ -45,11 +45,11 @@ def test_bones_are_taken_from_the_ct_alone(unlabelled_pair, monkeypatch):
     case, labels, *_ = unlabelled_pair
     asked = []
     monkeypatch.setattr(unlabelled, "find_bones", detector(0.9, [labels], asked))
-    found = bones_found(case)
+    found = bones_found(case, Rigid.identity())
     assert found.side == "moving"
     assert asked == [case.moving]
     assert with_found_bones(case, found).moving_labels.ids() == labels.ids()
-    swapped = bones_found(Case(case.moving, case.fixed))
+    swapped = bones_found(Case(case.moving, case.fixed), Rigid.identity())
     assert swapped.side == "fixed"
     assert with_found_bones(Case(case.moving, case.fixed), swapped).fixed_labels.ids() == labels.ids()
 
@@ -59,7 +59,7 @@ def test_the_other_image_is_asked_where_the_ct_shows_none(unlabelled_pair, monke
     fixed_labels = Labels(torch.zeros(1, *case.fixed.grid.shape, dtype=torch.int16), case.fixed.grid)
     fixed_labels.data[0, 10:20, 10:20, 10:20] = 4
     monkeypatch.setattr(unlabelled, "find_bones", detector(0.9, [fixed_labels]))
-    found = bones_found(case)
+    found = bones_found(case, Rigid.identity())
     assert (found.side, found.confidence) == ("fixed", {4: 0.9})
 
 
@@ -69,7 +69,7 @@ def test_of_two_images_of_one_modality_that_with_more_bone_is_taken(unlabelled_p
     few.data[0, 5, 5, 5] = 1
     monkeypatch.setattr(unlabelled, "find_bones", detector(0.9, [labels, few]))
     both = Case(case.fixed, Image(case.moving.data + 600, case.moving.grid))
-    assert bones_found(both).side == "moving"
+    assert bones_found(both, Rigid.identity()).side == "moving"
 
 
 def test_bones_that_the_other_image_does_not_show_are_left_out(unlabelled_pair):

@@ -325,15 +325,8 @@ def _before(psi: Displacement, aim: Float[Tensor, "3 n"], steps: int = 24, toler
 
 def _shown(moving: Grid, seen: Displacement, start: Rigid, margin_mm: float = 6.0) -> Grid:
     """The part of a grid that holds where the fixed field of view goes, and a little more."""
-    points = seen.grid.strided(4).points(torch.float64).flatten(1)
-    index = moving.index(start(seen(points)))
-    wide = torch.as_tensor(margin_mm / moving.spacing_mm)
-    low = [max(0, int(v)) for v in (index.amin(1) - wide).floor()]
-    high = [min(n, int(v) + 1) for v, n in zip((index.amax(1) + wide).ceil(), moving.shape, strict=True)]
-    if any(b - a < 2 for a, b in zip(low, high, strict=True)):
-        return moving
-    cut = [b - n for b, n in zip(high, moving.shape, strict=True)]
-    return moving.padded((-low[0], -low[1], -low[2]), (cut[0], cut[1], cut[2]))
+    part = moving.around(start(seen(seen.grid.strided(4).points(torch.float64).flatten(1))), margin_mm)
+    return moving if part is None else moving.cropped(part)
 
 
 # -- in words and in numbers ---------------------------------------------------------------------------------------------

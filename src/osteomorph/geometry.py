@@ -158,12 +158,22 @@ class Grid:
         ends = corner + other.shape
         if corner.min() < 0 or (ends > self.shape).any():
             return None
-        before, after = (-corner).tolist(), (ends - self.shape).tolist()
-        crop = self.padded((before[0], before[1], before[2]), (after[0], after[1], after[2]))
-        if not crop.isclose(other, tolerance_mm):
-            return None
         i, j, k = (slice(int(low), int(high)) for low, high in zip(corner, ends, strict=True))
-        return i, j, k
+        return (i, j, k) if self.cropped((i, j, k)).isclose(other, tolerance_mm) else None
+
+    def around(self, points_mm: Float[Tensor, "3 n"], margin_mm: float) -> tuple[slice, slice, slice] | None:
+        """Voxels within a margin of the box along the array axes that holds the points; None where it is outside."""
+        index, wide = self.index(points_mm), torch.as_tensor(margin_mm / self.spacing_mm)
+        low = [max(0, int(v)) for v in (index.amin(1) - wide).floor()]
+        high = [min(n, int(v) + 1) for v, n in zip((index.amax(1) + wide).ceil(), self.shape, strict=True)]
+        if any(b - a < 2 for a, b in zip(low, high, strict=True)):
+            return None
+        return slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2])
+
+    def cropped(self, part: tuple[slice, slice, slice]) -> "Grid":
+        """The grid of ``data[..., i, j, k]``, slices without steps."""
+        after = [s.stop - n for s, n in zip(part, self.shape, strict=True)]
+        return self.padded((-part[0].start, -part[1].start, -part[2].start), (after[0], after[1], after[2]))
 
     def slabs(self, planes: int = 16) -> Iterator[tuple[slice, "Grid"]]:
         """The grid in parts of a few planes along the first axis, so that coordinates of all voxels never lie in memory."""

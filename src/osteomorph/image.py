@@ -12,6 +12,9 @@ from torch import Tensor
 
 from osteomorph.geometry import Grid
 
+Part = tuple[slice, slice, slice]
+"""Of a volume, along its array axes."""
+
 FEW = 8
 """Ids that are compared one by one."""
 
@@ -43,6 +46,9 @@ class Image:
 
     def to(self, device: torch.device | str) -> "Image":
         return replace(self, data=self.data.to(device))
+
+    def cropped(self, part: Part) -> "Image":
+        return replace(self, data=self.data[(slice(None), *part)], grid=self.grid.cropped(part))
 
 
 @final
@@ -88,3 +94,6 @@ class Labels:
 
     def to(self, device: torch.device | str) -> "Labels":
         return replace(self, data=self.data.to(device))
+
+    def cropped(self, part: Part) -> "Labels":
+        return replace(self, data=self.data[(slice(None), *part)], grid=self.grid.cropped(part))

@@ -152,8 +152,6 @@ def poses(
         again = _bone_pose(label, maps, levels, other_start, plan, frame)
         if again.determined:
             out[label] = again
-    if progress is not None:
-        progress("pose", len(ids), len(ids))
     return out
 
 

@@ -9,13 +9,16 @@ from torch.nn.functional import pad
 from osteomorph.case import Case
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid
-from osteomorph.image import Image, Labels
+from osteomorph.image import Image, Labels, Part
 from osteomorph.plan import PreparePlan
 from osteomorph.resampling import regrid, regrid_labels, resample
 from osteomorph.transforms import Rigid
 
 MARGIN_MM = 15.0
 """What the carried moving image reaches beyond the fixed field of view, for what the warp brings in."""
+
+NEAR_MM = 70.0
+"""Beyond the fixed field of view, what of the moving image is kept once it is started: more than any search reaches."""
 
 PADDING_SHARE = 0.01
 """Share of the voxels that have exactly the lowest value, from which on that value is taken for padding."""
@@ -75,6 +78,35 @@ def resampled_case(case: Case, rigid: Rigid, margin_mm: float = MARGIN_MM) -> Ca
         moving=resample(case.moving, rigid, onto, outside="border"),  # a step there would look like anatomy
         moving_labels=None if case.moving_labels is None else resample(case.moving_labels, rigid, onto),
         moving_mask=resample(known, rigid, onto, outside=0.0),
+    )
+
+
+def with_labels(prepared: Case, case: Case) -> Case:
+    """A prepared case with the labels of the case it was made of, on its own grids."""
+    return replace(
+        prepared,
+        fixed_labels=_labels("fixed", case.fixed_labels, prepared.fixed.grid),
+        moving_labels=_labels("moving", case.moving_labels, prepared.moving.grid),
+    )
+
+
+def near(grid: Grid, other: Grid, motion: Rigid) -> Part | None:
+    """What of a grid another one shows after a motion that leads from there, and `NEAR_MM` around it; None for nothing."""
+    ends = torch.tensor([[0, n - 1] for n in other.shape], dtype=torch.float64)
+    return grid.around(motion(other.world(torch.cartesian_prod(*ends).T)), NEAR_MM)
+
+
+def cropped_moving(case: Case, rigid: Rigid) -> Case:
+    """The moving side without what lies far from anything that the fixed image shows."""
+    part = near(case.moving.grid, case.fixed.grid, rigid)
+    if part is None:
+        return case
+    labels, mask = case.moving_labels, case.moving_mask
+    return replace(
+        case,
+        moving=case.moving.cropped(part),
+        moving_labels=None if labels is None else labels.cropped(part),
+        moving_mask=None if mask is None else mask.cropped(part),
     )
 
 

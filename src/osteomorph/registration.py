@@ -37,7 +37,7 @@ from osteomorph.learned import Learned
 from osteomorph.measure import dice, hausdorff
 from osteomorph.objective import Alignment
 from osteomorph.plan import Plan, RefinePlan
-from osteomorph.prepare import moved_case, prepare, resampled_case
+from osteomorph.prepare import cropped_moving, moved_case, prepare, resampled_case, with_labels
 from osteomorph.recipes import not_optimised, recipe, recipe_names
 from osteomorph.refine import refine as optimise
 from osteomorph.resampling import resample
@@ -103,24 +103,26 @@ def register(
             given, where = _as_transform(initial), chosen_device(device)
             unlabelled = case.fixed_labels is None and case.moving_labels is None
         found_in = None
-        if unlabelled and chosen.bones == "exact" and bones == "auto" and bone_labels is None:
-            with clock("find bones"):
-                found_in = bones_found(case)
-                case = with_found_bones(case, found_in)
         case, ids = with_bones(case, bone_labels, bones)
         with clock("prepare"):
             prepared = prepare(only_bones(case, ids), chosen.prepare)
         with clock("rigid start"):
             start = _start(prepared, chosen, initial, given)
-        if found_in is not None and found_in.confidence:
-            shown = in_view(found_in, case, start.rigid)
-            ids = BoneIds(shown, shown)
-            case, prepared = only_bones(case, ids), only_bones(prepared, ids)
         there = prepared.moving.grid.moved(start.rigid.inverse().matrix)
         if overlap_mm3(prepared.fixed.grid, there) == 0:
             raise InputError(
                 "The fields of view do not overlap after the rigid start. Give labels of both images or --initial."
             )
+        if unlabelled and chosen.bones == "exact" and bones == "auto" and bone_labels is None:
+            with clock("find bones"):
+                found_in = bones_found(case, start.rigid)
+                if found_in.confidence:
+                    shown = in_view(found_in, case, start.rigid)
+                    ids = BoneIds(shown, shown)
+                    case = only_bones(with_found_bones(case, found_in), ids)
+                    prepared = with_labels(prepared, case)
+        if chosen.bones == "exact":
+            prepared = cropped_moving(prepared, start.rigid)
         if chosen.bones == "exact" and ids.rigid:
             found = exact_path(case, prepared, start.rigid, chosen, ids.rigid, bones, clock)
             if found is not None:

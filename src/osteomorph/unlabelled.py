@@ -9,7 +9,8 @@ import torch
 from osteomorph.bone_network import BoneNetwork, is_ct
 from osteomorph.case import Case
 from osteomorph.found_bones import FoundBones, find_bones
-from osteomorph.image import Labels
+from osteomorph.image import Image, Labels, Part
+from osteomorph.prepare import near
 from osteomorph.transforms import Rigid
 
 AROUND_MM = 10.0
@@ -49,23 +50,38 @@ class FoundIn:
         return ()
 
 
-def bones_found(case: Case, network: BoneNetwork | None = None) -> FoundIn:
+def bones_found(case: Case, start: Rigid, network: BoneNetwork | None = None) -> FoundIn:
     """In the CT where exactly one image is one and bones are found in it; else in the image whose sure bones are larger.
 
-    One image is enough: the other's bones follow from the transform.
+    One image is enough: the other's bones follow from the transform. start: fixed mm -> moving mm; what lies far from all that
+    the other image shows is not looked at.
     """
     sides: list[Literal["fixed", "moving"]] = ["moving", "fixed"]
     images = {"fixed": case.fixed, "moving": case.moving}
+    parts = {
+        "fixed": near(case.fixed.grid, case.moving.grid, start.inverse()),
+        "moving": near(case.moving.grid, case.fixed.grid, start),
+    }
     ct = [side for side in sides if is_ct(images[side].data)]
     if len(ct) == 1:
-        first = FoundIn(ct[0], find_bones(images[ct[0]], network))
+        first = FoundIn(ct[0], _found(images[ct[0]], parts[ct[0]], network))
         if first.confidence:
             return first
         sides.remove(ct[0])
-        second = FoundIn(sides[0], find_bones(images[sides[0]], network))
+        second = FoundIn(sides[0], _found(images[sides[0]], parts[sides[0]], network))
         return second if second.confidence else first
-    both = [FoundIn(side, find_bones(images[side], network)) for side in sides]
+    both = [FoundIn(side, _found(images[side], parts[side], network)) for side in sides]
     return max(both, key=_volume_mm3)
+
+
+def _found(image: Image, part: Part | None, network: BoneNetwork | None) -> FoundBones:
+    """Bones of a part, on the whole grid."""
+    if part is None or image.grid.cropped(part).shape == image.grid.shape:
+        return find_bones(image, network)
+    found = find_bones(image.cropped(part), network)
+    data = torch.zeros(1, *image.grid.shape, dtype=found.labels.data.dtype)
+    data[(slice(None), *part)] = found.labels.data
+    return replace(found, labels=replace(found.labels, data=data, grid=image.grid))
 
 
 def _volume_mm3(found: FoundIn) -> float:
