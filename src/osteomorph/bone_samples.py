@@ -84,20 +84,37 @@ class Patches:
 
 @final
 class Pairs:
-    """Pair n of some patients, made at first need and kept in ``folder``."""
+    """Pair n of some patients, made at first need and kept in ``folder``.
 
-    def __init__(self, patients: Sequence[Patient], folder: Path | None, seed: int, shape: int = PAIR_VOXELS) -> None:
-        self.patients, self.folder, self.seed = list(patients), folder, seed
-        self._simulated = [
-            [
-                SimulatedPairs([atlas], (shape,) * 3, SPACING_MM, offset_deg=0, offset_mm=0, scaled=False, seed=seed)
-                for atlas in (p.atlas, p.focused)
-            ]
-            for p in patients
-        ]
-        kind = [next(share for share in SHARES if p.name.startswith(share)) for p in patients]
+    places: names of all patients that numbers fall on, whether they are there or not, so that pair n is the same whoever is
+    left out; those given by default.
+    """
+
+    def __init__(
+        self,
+        patients: Sequence[Patient],
+        folder: Path | None,
+        seed: int,
+        shape: int = PAIR_VOXELS,
+        places: Sequence[str] | None = None,
+    ) -> None:
+        self.patients, self.folder, self.seed = {p.name: p for p in patients}, folder, seed
+        self.shape, self._simulated = (shape,) * 3, dict[tuple[str, bool], Any]()  # simulators, made at first need
+        self._places = list(self.patients if places is None else places)
+        kind = [next(share for share in SHARES if name.startswith(share)) for name in self._places]
         weight = np.array([SHARES[k] / kind.count(k) for k in kind])
         self._chance = weight / weight.sum()
+
+    def numbers(self, pool: int) -> tuple[list[int], list[int]]:
+        """Of the first ``pool``, those of the drawn patients that are there, and those of the real ones."""
+        there = [(n, self.patients.get(self._whose(n)[0])) for n in range(pool)]
+        drawn = [n for n, patient in there if patient is not None and patient.atlas.scan is None]
+        return drawn, [n for n, patient in there if patient is not None and patient.atlas.scan is not None]
+
+    def _whose(self, number: int) -> tuple[str, np.random.Generator]:
+        """The patient's name, and the generator of the rest."""
+        generator = np.random.default_rng((self.seed, number, 1))
+        return self._places[int(generator.choice(len(self._places), p=self._chance))], generator
 
     def __getitem__(self, number: int) -> StoredPair:
         if self.folder is None:
@@ -113,10 +130,14 @@ class Pairs:
         return _unpacked(packed)  # as it will be read back
 
     def _made(self, number: int) -> StoredPair:
-        generator = np.random.default_rng((self.seed, number, 1))
-        which = int(generator.choice(len(self.patients), p=self._chance))
-        patient, simulated = self.patients[which], self._simulated[which][int(generator.random() < FOCUSED)]
-        drawn = simulated.pair(number)
+        name, generator = self._whose(number)
+        patient, focused = self.patients[name], bool(generator.random() < FOCUSED)
+        if (name, focused) not in self._simulated:
+            atlas = [patient.focused if focused else patient.atlas]
+            self._simulated[name, focused] = SimulatedPairs(
+                atlas, self.shape, SPACING_MM, offset_deg=0, offset_mm=0, scaled=False, seed=self.seed
+            )
+        drawn = self._simulated[name, focused].pair(number)
         grid, scan = drawn.grid, patient.atlas.scan
         points = grid.points().flatten(1)
         moving = drawn.moving
