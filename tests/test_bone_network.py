@@ -19,7 +19,7 @@ from osteomorph.bone_network import (
     shipped_network,
     unit_intensities,
 )
-from osteomorph.bone_samples import LONGEST_MM, Pairs, StoredPair, _packed, patches_of
+from osteomorph.bone_samples import LONGEST_MM, Pairs, StoredPair, _packed, _thinned, patches_of
 from osteomorph.distances import DistanceMap
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid, sample
@@ -100,6 +100,19 @@ def test_patches_point_to_the_middle_of_their_bones() -> None:
             for s, p in enumerate((patches.points, patches.partners))
         ]
         assert (same[0] == same[1]).float().mean() > 0.9  # the two lattices round differently at edges
+
+
+def test_a_ct_may_lose_trabecular_bone() -> None:
+    image, bone = torch.linspace(0, 1, 64).reshape(1, 4, 4, 4), torch.ones(4, 4, 4, dtype=torch.bool)
+    bone[0] = False
+    thin = _thinned(image, bone, np.random.default_rng(1))
+    assert torch.equal(thin[:, 0], image[:, 0])
+    lost = (image - thin)[0, 1:].flatten()
+    assert lost.min() == 0
+    assert 0.1 < lost.max() < 0.36
+    assert thin[image < 0.3].equal(image[image < 0.3])
+    assert thin[image > 0.8].equal(image[image > 0.8])
+    assert (thin[0, 1:].flatten().diff() >= 0).all()  # what was denser still is
 
 
 def test_training_goes_on_to_the_same_bits(tmp_path) -> None:

@@ -176,8 +176,13 @@ def _unpacked(kept: dict[str, Any]) -> StoredPair:
 
 
 # -- patches --------------------------------------------------------------------------------------------------------------
-def patches_of(pair: StoredPair, generator: np.random.Generator, size: int = PATCH_VOXELS, augment: bool = True) -> Patches:
-    """Two patches, each about a place of its own, on turned, mirrored and scaled lattices; or on plain ones."""
+def patches_of(
+    pair: StoredPair, generator: np.random.Generator, size: int = PATCH_VOXELS, augment: bool = True, porous: float = 0.0
+) -> Patches:
+    """Two patches, each about a place of its own, on turned, mirrored and scaled lattices; or on plain ones.
+
+    porous: share of the CTs whose trabecular bone is thinned, as in the old.
+    """
     grids = _lattices(pair, generator, size, augment)
     images, labels, offsets = [], [], []
     for side, grid in enumerate(grids):
@@ -187,6 +192,8 @@ def patches_of(pair: StoredPair, generator: np.random.Generator, size: int = PAT
         points = grid.points().flatten(1)
         image = sample(stored, pair.grid, points, outside=0.0).unflatten(1, grid.shape)
         label = sample(pair.labels[side : side + 1], pair.grid, points, "nearest", outside=-1)[0]
+        if augment and side == 1 and porous and generator.random() < porous:
+            image = _thinned(image, label.unflatten(0, grid.shape) > 0, generator)
         inside = pair.grid.contains(points).unflatten(0, grid.shape)
         images.append(_disturbed(image, side == 1, generator) * inside if augment else image)
         labels.append(label.unflatten(0, grid.shape))
@@ -277,6 +284,22 @@ def _as_slices(image: Float[Tensor, "1 i j k"], ct: bool, generator: np.random.G
     stride = [1, 1, 1]
     stride[axis] = int(generator.choice((2, 3), p=(0.7, 0.3)))
     return interpolate(avg_pool3d(image[None], stride), size=image.shape[1:], mode="trilinear")[0]
+
+
+TRABECULAR, CORTICAL = 0.6, 0.8
+"""Prepared intensities (200 and 600 HU) up to which bone loses all that it loses, and from which on it loses nothing."""
+MOST_LOST = 0.35
+"""Of marrow, 140 HU, but never below `SOFT`, fat and muscle half and half."""
+SOFT = 0.3
+
+
+def _thinned(
+    image: Float[Tensor, "1 i j k"], bone: Bool[Tensor, "i j k"], generator: np.random.Generator
+) -> Float[Tensor, "1 i j k"]:
+    """A CT with less trabecular bone: drawn marrow has 100 HU and more, in the old it may have the HU of muscle and less."""
+    lost = float(generator.uniform(0.0, MOST_LOST))
+    less = image - lost * ((CORTICAL - image) / (CORTICAL - TRABECULAR)).clamp(0, 1)
+    return torch.where(bone, torch.maximum(less, image.clamp(max=SOFT)), image)
 
 
 def _disturbed(image: Float[Tensor, "1 i j k"], ct: bool, generator: np.random.Generator) -> Float[Tensor, "1 i j k"]:

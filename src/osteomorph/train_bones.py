@@ -38,7 +38,8 @@ from osteomorph.training_folder import write_whole
 class Settings:
     """steps: of one pair each. pool: pairs there are. falling: share of the steps over which the learning rate falls to 0.
 
-    real_share: of the steps, are of a real CT where there is one. begun_from: SHA-256 of the weights it began with.
+    real_share: of the steps, are of a real CT where there is one. porous: of the CTs, have thin trabecular bone.
+    begun_from: SHA-256 of the weights it began with.
     remembered: steps that the weights are averaged over, about. every: steps of a row of the log. bf16: whether layers compute
     in bfloat16. patch: voxels along each side of what a step sees.
     """
@@ -56,6 +57,7 @@ class Settings:
     widths: tuple[int, ...] = WIDTHS
     bf16: bool = True
     real_share: float = 0.3
+    porous: float = 0.4
     begun_from: str | None = None
 
     def pair(self, step: int, drawn: Sequence[int], real: Sequence[int]) -> int:
@@ -97,7 +99,7 @@ class Training:
     def advance(self, pair: StoredPair) -> dict[str, float]:
         """One step; what its loss was made of."""
         settings, step = self.settings, self.step
-        patches = patches_of(pair, np.random.default_rng((settings.seed, step, 3)), settings.patch)
+        patches = patches_of(pair, np.random.default_rng((settings.seed, step, 3)), settings.patch, porous=settings.porous)
         for group in self.optimiser.param_groups:
             group["lr"] = settings.rate(step)
         self.optimiser.zero_grad()
@@ -257,12 +259,13 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--learning-rate", type=float, default=Settings.learning_rate)
     parser.add_argument("--falling", type=float, default=Settings.falling, help="share of the steps over which the rate falls")
     parser.add_argument("--real-share", type=float, default=Settings.real_share, help="of the steps, are of a real CT")
+    parser.add_argument("--porous", type=float, default=Settings.porous, help="share of the CTs that lose trabecular bone")
     parser.add_argument("--patch", type=int, default=Settings.patch, help="voxels along each side of what a step sees")
     parser.add_argument("--threads", type=int, default=1)
     told = parser.parse_args(given)
     settings = Settings(
         told.steps, told.pool, told.seed, told.learning_rate, falling=told.falling, patch=told.patch,
-        bf16=has_bf16(torch.device("cpu")), real_share=told.real_share,
+        bf16=has_bf16(torch.device("cpu")), real_share=told.real_share, porous=told.porous,
     )  # fmt: skip
     with threads(told.threads):
         print(run(told.folder, settings, told.data, told.real if told.data else (), told.begin, told.shared))
