@@ -14,6 +14,7 @@ from osteomorph.bone_network import (
     FEATURES,
     SPACING_MM,
     BoneNetwork,
+    Found,
     load_bone_network,
     save_bone_network,
     shipped_network,
@@ -100,6 +101,21 @@ def test_patches_point_to_the_middle_of_their_bones() -> None:
             for s, p in enumerate((patches.points, patches.partners))
         ]
         assert (same[0] == same[1]).float().mean() > 0.9  # the two lattices round differently at edges
+
+
+def test_small_bones_count_more_where_offsets_are_balanced() -> None:
+    patches = patches_of(stored(), np.random.default_rng(0), size=40, augment=False)
+    sizes = {k: int((patches.labels == k).sum()) for k in (3, 7)}
+    small, large = sorted(sizes, key=sizes.__getitem__)
+    assert 0 < sizes[small] < 0.97 * sizes[large]
+    wrong = {}
+    for label in (small, large):  # all is right but the offsets of one bone
+        offset = patches.offset_mm + 30.0 * (patches.labels == label)[:, None]
+        found = Found(torch.zeros(2, 1, 40, 40, 40), offset, torch.ones(2, FEATURES, 20, 20, 20))
+        wrong[label] = [float(losses(found, patches, balanced).offset) for balanced in (False, True)]
+    plain, root = (wrong[small][n] / wrong[large][n] for n in (0, 1))
+    assert plain == pytest.approx(sizes[small] / sizes[large], rel=1e-3)
+    assert root == pytest.approx((sizes[small] / sizes[large]) ** 0.5, rel=1e-3)
 
 
 def test_a_ct_may_lose_trabecular_bone() -> None:

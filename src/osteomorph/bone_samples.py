@@ -25,7 +25,10 @@ PAIR_VOXELS = 72
 PATCH_VOXELS = 48
 
 SHARES: Mapping[str, float] = {"trunk": 0.36, "lumbar": 0.22, "thorax": 0.10, "knee": 0.08, "pelvis": 0.02, "ct": 0.22}
-"""Of the pairs, by the start of the patient's name."""
+"""Of the pairs, by the start of the patient's name; others have none."""
+
+LATER, LATER_SHARES = 600, {"hips": 0.6, "knee": 0.2, "thorax": 0.2}
+"""Number from which on, and shares of the pairs then: of what is learned last."""
 
 FOCUSED = 0.5
 """Of the pairs of a patient, are looked for near the spine; others anywhere."""
@@ -101,9 +104,13 @@ class Pairs:
         self.patients, self.folder, self.seed = {p.name: p for p in patients}, folder, seed
         self.shape, self._simulated = (shape,) * 3, dict[tuple[str, bool], Any]()  # simulators, made at first need
         self._places = list(self.patients if places is None else places)
-        kind = [next(share for share in SHARES if name.startswith(share)) for name in self._places]
-        weight = np.array([SHARES[k] / kind.count(k) for k in kind])
-        self._chance = weight / weight.sum()
+        self._chance, self._later_chance = (self._chances(shares) for shares in (SHARES, LATER_SHARES))
+
+    def _chances(self, shares: Mapping[str, float]) -> Float[np.ndarray, " n"]:
+        """Of every place; all alike where none has a share."""
+        kinds = [next((kind for kind in shares if name.startswith(kind)), "") for name in self._places]
+        weight = np.array([shares.get(kind, 0.0) / kinds.count(kind) for kind in kinds])
+        return weight / weight.sum() if weight.any() else np.full(len(kinds), 1 / max(len(kinds), 1))
 
     def numbers(self, pool: int) -> tuple[list[int], list[int]]:
         """Of the first ``pool``, those of the drawn patients that are there, and those of the real ones."""
@@ -114,7 +121,8 @@ class Pairs:
     def _whose(self, number: int) -> tuple[str, np.random.Generator]:
         """The patient's name, and the generator of the rest."""
         generator = np.random.default_rng((self.seed, number, 1))
-        return self._places[int(generator.choice(len(self._places), p=self._chance))], generator
+        chance = self._chance if number < LATER else self._later_chance
+        return self._places[int(generator.choice(len(self._places), p=chance))], generator
 
     def __getitem__(self, number: int) -> StoredPair:
         if self.folder is None:

@@ -38,10 +38,9 @@ from osteomorph.training_folder import write_whole
 class Settings:
     """steps: of one pair each. pool: pairs there are. falling: share of the steps over which the learning rate falls to 0.
 
-    real_share: of the steps, are of a real CT where there is one. porous: of the CTs, have thin trabecular bone.
-    begun_from: SHA-256 of the weights it began with.
-    remembered: steps that the weights are averaged over, about. every: steps of a row of the log. bf16: whether layers compute
-    in bfloat16. patch: voxels along each side of what a step sees.
+    real_share: of the steps, are of a real CT where there is one. porous: of the CTs, have thin trabecular bone. balanced: see
+    `losses`. begun_from: SHA-256 of the weights it began with. remembered: steps that the weights are averaged over, about.
+    every: steps of a row of the log. bf16: whether layers compute in bfloat16. patch: voxels along each side of what a step sees.
     """
 
     steps: int = 2800
@@ -58,6 +57,7 @@ class Settings:
     bf16: bool = True
     real_share: float = 0.3
     porous: float = 0.4
+    balanced: bool = True
     begun_from: str | None = None
 
     def pair(self, step: int, drawn: Sequence[int], real: Sequence[int]) -> int:
@@ -105,7 +105,7 @@ class Training:
         self.optimiser.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             found = self.network.train()(patches.images, MR_AND_CT)
-        parts = losses(found, patches)
+        parts = losses(found, patches, settings.balanced)
         if not torch.isfinite(parts.total):
             raise InputError(f"The loss became {float(parts.total)} in step {step}. Give a lower --learning-rate.")
         parts.total.backward()
@@ -260,12 +260,15 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--falling", type=float, default=Settings.falling, help="share of the steps over which the rate falls")
     parser.add_argument("--real-share", type=float, default=Settings.real_share, help="of the steps, are of a real CT")
     parser.add_argument("--porous", type=float, default=Settings.porous, help="share of the CTs that lose trabecular bone")
+    parser.add_argument(
+        "--balanced", action=argparse.BooleanOptionalAction, default=Settings.balanced, help="small bones count"
+    )
     parser.add_argument("--patch", type=int, default=Settings.patch, help="voxels along each side of what a step sees")
     parser.add_argument("--threads", type=int, default=1)
     told = parser.parse_args(given)
     settings = Settings(
         told.steps, told.pool, told.seed, told.learning_rate, falling=told.falling, patch=told.patch,
-        bf16=has_bf16(torch.device("cpu")), real_share=told.real_share, porous=told.porous,
+        bf16=has_bf16(torch.device("cpu")), real_share=told.real_share, porous=told.porous, balanced=told.balanced,
     )  # fmt: skip
     with threads(told.threads):
         print(run(told.folder, settings, told.data, told.real if told.data else (), told.begin, told.shared))
