@@ -40,7 +40,7 @@ class Settings:
 
     real_share: of the steps, are of a real CT where there is one. porous: of the CTs, have thin trabecular bone. balanced: see
     `losses`. begun_from: SHA-256 of the weights it began with. remembered: steps that the weights are averaged over, about.
-    every: steps of a row of the log. bf16: whether layers compute in bfloat16. patch: voxels along each side of what a step sees.
+    every: steps of a row of the log. bf16: whether layers compute in bfloat16. patch: voxels along each side of the patches.
     """
 
     steps: int = 2800
