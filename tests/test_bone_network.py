@@ -118,6 +118,19 @@ def test_small_bones_count_more_where_offsets_are_balanced() -> None:
     assert root == pytest.approx((sizes[small] / sizes[large]) ** 0.5, rel=1e-3)
 
 
+def test_a_patch_of_noise_has_no_bone_and_still_trains() -> None:
+    patches = patches_of(stored(), np.random.default_rng(0), size=24, empty=1.0)
+    assert not patches.labels.any()
+    assert patches.points.shape == patches.partners.shape == (3, 0)
+    assert patches.images.min() >= 0
+    assert patches.images.max() <= 1
+    network = BoneNetwork(SMALL)
+    parts = losses(network(patches.images, BOTH), patches, balanced=True)
+    parts.total.backward()
+    assert network.bone_head.weight.grad.abs().max() > 0
+    assert float(parts.offset) == float(parts.features) == 0
+
+
 def test_a_ct_may_lose_trabecular_bone() -> None:
     image, bone = torch.linspace(0, 1, 64).reshape(1, 4, 4, 4), torch.ones(4, 4, 4, dtype=torch.bool)
     bone[0] = False

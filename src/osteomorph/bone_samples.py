@@ -185,13 +185,20 @@ def _unpacked(kept: dict[str, Any]) -> StoredPair:
 
 # -- patches --------------------------------------------------------------------------------------------------------------
 def patches_of(
-    pair: StoredPair, generator: np.random.Generator, size: int = PATCH_VOXELS, augment: bool = True, porous: float = 0.0
+    pair: StoredPair,
+    generator: np.random.Generator,
+    size: int = PATCH_VOXELS,
+    augment: bool = True,
+    porous: float = 0.0,
+    empty: float = 0.0,
 ) -> Patches:
     """Two patches, each about a place of its own, on turned, mirrored and scaled lattices; or on plain ones.
 
-    porous: share of the CTs whose trabecular bone is thinned, as in the old.
+    porous: share of the CTs whose trabecular bone is thinned, as in the old. empty: share that show nothing but noise.
     """
     grids = _lattices(pair, generator, size, augment)
+    if empty and generator.random() < empty:
+        return _noise(grids, generator, size)
     images, labels, offsets = [], [], []
     for side, grid in enumerate(grids):
         stored = pair.images[side : side + 1]
@@ -292,6 +299,21 @@ def _as_slices(image: Float[Tensor, "1 i j k"], ct: bool, generator: np.random.G
     stride = [1, 1, 1]
     stride[axis] = int(generator.choice((2, 3), p=(0.7, 0.3)))
     return interpolate(avg_pool3d(image[None], stride), size=image.shape[1:], mode="trilinear")[0]
+
+
+def _noise(grids: tuple[Grid, Grid], generator: np.random.Generator, size: int) -> Patches:
+    """Two patches of noise of any strength and grain, without bone and without partners."""
+    images = []
+    for _ in grids:
+        image = torch.from_numpy(generator.standard_normal((1, size, size, size), dtype=np.float32))
+        if generator.random() < 0.5:
+            sigma = float(generator.uniform(0.3, 1.2))
+            for axis in (1, 2, 3):
+                image = blur(image, axis, sigma)
+        image = image / image.std() * float(generator.uniform(0, 0.5)) + float(generator.uniform(0, 1))
+        images.append(image.clamp(0, 1))
+    labels, nowhere = torch.zeros(2, size, size, size, dtype=torch.int16), torch.zeros(3, 0)
+    return Patches(torch.stack(images), labels, torch.zeros(2, 3, size, size, size), grids, nowhere, nowhere)
 
 
 TRABECULAR, CORTICAL = 0.6, 0.8

@@ -41,6 +41,7 @@ class Settings:
     real_share: of the steps, are of a real CT where there is one. porous: of the CTs, have thin trabecular bone. balanced: see
     `losses`. begun_from: SHA-256 of the weights it began with. remembered: steps that the weights are averaged over, about.
     every: steps of a row of the log. bf16: whether layers compute in bfloat16. patch: voxels along each side of the patches.
+    empty: share of the steps that see nothing but noise.
     """
 
     steps: int = 2800
@@ -58,6 +59,7 @@ class Settings:
     real_share: float = 0.3
     porous: float = 0.4
     balanced: bool = True
+    empty: float = 0.0
     begun_from: str | None = None
 
     def pair(self, step: int, drawn: Sequence[int], real: Sequence[int]) -> int:
@@ -99,7 +101,9 @@ class Training:
     def advance(self, pair: StoredPair) -> dict[str, float]:
         """One step; what its loss was made of."""
         settings, step = self.settings, self.step
-        patches = patches_of(pair, np.random.default_rng((settings.seed, step, 3)), settings.patch, porous=settings.porous)
+        patches = patches_of(
+            pair, np.random.default_rng((settings.seed, step, 3)), settings.patch, True, settings.porous, settings.empty
+        )
         for group in self.optimiser.param_groups:
             group["lr"] = settings.rate(step)
         self.optimiser.zero_grad()
@@ -263,12 +267,14 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--balanced", action=argparse.BooleanOptionalAction, default=Settings.balanced, help="small bones count"
     )
+    parser.add_argument("--empty", type=float, default=Settings.empty, help="share of the steps that see noise alone")
     parser.add_argument("--patch", type=int, default=Settings.patch, help="voxels along each side of what a step sees")
     parser.add_argument("--threads", type=int, default=1)
     told = parser.parse_args(given)
     settings = Settings(
         told.steps, told.pool, told.seed, told.learning_rate, falling=told.falling, patch=told.patch,
-        bf16=has_bf16(torch.device("cpu")), real_share=told.real_share, porous=told.porous, balanced=told.balanced,
+        bf16=has_bf16(torch.device("cpu")), real_share=told.real_share, porous=told.porous,
+        balanced=told.balanced, empty=told.empty,
     )  # fmt: skip
     with threads(told.threads):
         print(run(told.folder, settings, told.data, told.real if told.data else (), told.begin, told.shared))
