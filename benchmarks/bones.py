@@ -1,7 +1,7 @@
 """How well the shipped network tells bones apart, and how well its features find their partner.
 
     python benchmarks/bones.py drawn [--weights FILE] [--patients 20] [--cache DIR]
-    python benchmarks/bones.py real --data FOLDER [--pictures DIR]
+    python benchmarks/bones.py real --data FOLDER [--only NAME ...] [--pictures DIR]
     python benchmarks/bones.py features
 
 drawn     patients of a seed that training never saw, one CT and one MR (contrasts in turn) each, at 1.5 mm
@@ -239,10 +239,15 @@ def bone_labels(file: Path, grid: Grid) -> Labels:
     return labels.only([k for k in labels.ids() if any(word in names.get(k, "L1") for word in bone)])
 
 
-def real(network: BoneNetwork, data: Path, pictures: Path | None) -> tuple[list[Count], list[Bodies]]:
+def real(
+    network: BoneNetwork, data: Path, pictures: Path | None, only: Sequence[str] | None = None
+) -> tuple[list[Count], list[Bodies]]:
+    """only: images that are looked at, by name; all by default."""
     rows: list[Count | None] = []
     some = []
     for name, entry in REAL.items():
+        if only is not None and name not in only:
+            continue
         image = read_image(data / entry.ct)
         truth = bone_labels(data / entry.labels, image.grid)
         found, seconds = timed(image, network)
@@ -253,6 +258,8 @@ def real(network: BoneNetwork, data: Path, pictures: Path | None) -> tuple[list[
         if pictures is not None:
             overlay(image, found.labels, pictures / f"bones-{name}.png")
     for name, file, labels in MR:
+        if only is not None and name not in only:
+            continue
         image = read_image(data / file)
         found, seconds = timed(image, network)
         some.append(bodies(name, read_labels(data / labels, image.grid), found, seconds))
@@ -359,6 +366,7 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=20)
     parser.add_argument("--cache", type=Path, help="folder that keeps drawn patients")
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--only", nargs="+", choices=[*REAL, *(row[0] for row in MR)], help="of the real images")
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -374,7 +382,7 @@ def main() -> None:
                 parser.error("real needs --data FOLDER")
             if given.pictures is not None:
                 given.pictures.mkdir(parents=True, exist_ok=True)
-            rows, some = real(network, given.data, given.pictures)
+            rows, some = real(network, given.data, given.pictures, given.only)
             print(f"\n{table(rows)}\n\n{bodies_table(some)}")
             result = {"ct": [asdict(r) for r in rows], "mr": [b._asdict() for b in some]}
         else:

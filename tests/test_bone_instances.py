@@ -77,19 +77,31 @@ def test_what_voted_for_nothing_goes_to_the_bone_it_hangs_on() -> None:
     assert (found[tip] == found[20, 18, 20]).mean() > 0.9
 
 
-def test_a_head_that_votes_for_its_socket_stays_with_its_shaft() -> None:
-    socket, femur = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
-    socket[4:18, 6:30, 30:56] = True
-    femur[20:34, 10:24, 4:50] = True  # two voxels of joint between them
-    offset = votes_for([socket, femur])
-    head = femur.copy()
-    head[:, :, :36] = False
+def in_two_lumps(leap_mm: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A bone, its upper end, and votes for places of two halves that move apart by so much across a seam of 3 voxels."""
+    bone = np.zeros(SHAPE, bool)
+    bone[12:28, 10:26, 4:56] = True
+    upper = bone.copy()
+    upper[:, :, :30] = False
     places = np.stack(np.meshgrid(*[np.arange(n) for n in SHAPE], indexing="ij")).astype(float)
-    offset[:, head] = 2.0 * (places[:, socket].mean(1)[:, None] - places[:, head])
-    found, sure = instances(np.where(socket | femur, 0.95, 0.1), offset, 2.0)
-    assert len(sure) == 2
-    assert len(np.unique(found[femur])) == 1
-    assert len(np.unique(found[socket])) == 1
-    bone = sorted(sure, key=lambda k: sure[k])
-    assert found[femur][0] == bone[0]  # it is the less sure one: some of its voxels voted for the other
-    assert sure[bone[0]] < 0.8
+    middle = np.broadcast_to(np.array([20.0, 18.0, 30.0])[:, None, None, None], places.shape).copy()
+    middle[2] += np.clip((places[2] - 29.5) / 1.5, -1, 1) * leap_mm / 4  # in voxels, half to each side
+    return bone, upper, 2.0 * (middle - places)
+
+
+def test_votes_in_two_lumps_that_agree_where_they_meet_are_one_bone() -> None:
+    bone, upper, offset = in_two_lumps(40.0)
+    ramp = np.clip((np.arange(SHAPE[2]) - 29.5) / 14.0, -1, 1)  # the same two places, but the way from one to the other is long
+    places = np.stack(np.meshgrid(*[np.arange(n) for n in SHAPE], indexing="ij")).astype(float)
+    gradual = offset.copy()
+    gradual[2] = 2.0 * (30.0 + 10.0 * np.sign(ramp) * np.abs(ramp) ** 0.7 - places[2])
+    probability = np.where(bone, 0.9, 0.05)
+    apart = instances(probability, gradual, 2.0, InstanceSettings(agreeing_mm=None))[1]
+    found, sure = instances(probability, gradual, 2.0)
+    assert len(apart) == 2
+    assert len(sure) == 1
+    assert len(np.unique(found[bone])) == 1
+    assert next(iter(sure.values())) > 0.85  # its votes count for it, in whichever lump they fell
+    found, sure = instances(probability, offset, 2.0)
+    assert len(sure) == 2  # votes that leap are of two bones, however broad the seam
+    assert len(np.unique(found[upper])) == 1

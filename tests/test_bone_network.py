@@ -1,24 +1,31 @@
 """The shipped network: shapes, gradients, intensities, files, and a training that goes on where it stopped."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from osteomorph import train_bones
+from osteomorph.bone_anatomies import REAL, Patient
 from osteomorph.bone_losses import losses
 from osteomorph.bone_network import (
     FEATURES,
     SPACING_MM,
     BoneNetwork,
+    Found,
     load_bone_network,
     save_bone_network,
     shipped_network,
     unit_intensities,
 )
-from osteomorph.bone_samples import LONGEST_MM, StoredPair, patches_of
+from osteomorph.bone_samples import LONGEST_MM, Pairs, StoredPair, _packed, _thinned, patches_of
+from osteomorph.distances import DistanceMap
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid, sample
+from osteomorph.image import Image
+from osteomorph.simulate.atlas import Atlas
 from osteomorph.train_bones import Settings, Training
 
 SMALL = (4, 8, 8, 8)
@@ -96,23 +103,126 @@ def test_patches_point_to_the_middle_of_their_bones() -> None:
         assert (same[0] == same[1]).float().mean() > 0.9  # the two lattices round differently at edges
 
 
+def test_small_bones_count_more_where_offsets_are_balanced() -> None:
+    patches = patches_of(stored(), np.random.default_rng(0), size=40, augment=False)
+    sizes = {k: int((patches.labels == k).sum()) for k in (3, 7)}
+    small, large = sorted(sizes, key=sizes.__getitem__)
+    assert 0 < sizes[small] < 0.97 * sizes[large]
+    wrong = {}
+    for label in (small, large):  # all is right but the offsets of one bone
+        offset = patches.offset_mm + 30.0 * (patches.labels == label)[:, None]
+        found = Found(torch.zeros(2, 1, 40, 40, 40), offset, torch.ones(2, FEATURES, 20, 20, 20))
+        wrong[label] = [float(losses(found, patches, balanced).offset) for balanced in (False, True)]
+    plain, root = (wrong[small][n] / wrong[large][n] for n in (0, 1))
+    assert plain == pytest.approx(sizes[small] / sizes[large], rel=1e-3)
+    assert root == pytest.approx((sizes[small] / sizes[large]) ** 0.5, rel=1e-3)
+
+
+def test_a_patch_of_noise_has_no_bone_and_still_trains() -> None:
+    patches = patches_of(stored(), np.random.default_rng(0), size=24, empty=1.0)
+    assert not patches.labels.any()
+    assert patches.points.shape == patches.partners.shape == (3, 0)
+    assert patches.images.min() >= 0
+    assert patches.images.max() <= 1
+    network = BoneNetwork(SMALL)
+    parts = losses(network(patches.images, BOTH), patches, balanced=True)
+    parts.total.backward()
+    assert network.bone_head.weight.grad.abs().max() > 0
+    assert float(parts.offset) == float(parts.features) == 0
+
+
+def test_a_ct_may_lose_trabecular_bone() -> None:
+    image, bone = torch.linspace(0, 1, 64).reshape(1, 4, 4, 4), torch.ones(4, 4, 4, dtype=torch.bool)
+    bone[0] = False
+    thin = _thinned(image, bone, np.random.default_rng(1))
+    assert torch.equal(thin[:, 0], image[:, 0])
+    lost = (image - thin)[0, 1:].flatten()
+    assert lost.min() == 0
+    assert 0.1 < lost.max() < 0.36
+    assert thin[image < 0.3].equal(image[image < 0.3])
+    assert thin[image > 0.8].equal(image[image > 0.8])
+    assert (thin[0, 1:].flatten().diff() >= 0).all()  # what was denser still is
+
+
 def test_training_goes_on_to_the_same_bits(tmp_path) -> None:
     settings = Settings(steps=6, pool=2, warming=2, bf16=False, patch=24, widths=SMALL)
     pairs = [stored(0), stored(1)]
 
     straight = Training(settings)
-    for _ in range(3):
-        straight.advance(pairs)
+    for n in range(3):
+        straight.advance(pairs[n % 2])
     torch.save(straight.saved(), tmp_path / "checkpoint.pt")
-    straight.advance(pairs)
+    straight.advance(pairs[1])
     again = Training(settings)
     again.restore(torch.load(tmp_path / "checkpoint.pt", weights_only=False))
-    again.advance(pairs)
+    again.advance(pairs[1])
     assert again.step == straight.step == 4
     for one, other in zip(again.average.parameters(), straight.average.parameters(), strict=True):
         assert torch.equal(one, other)
     with pytest.raises(InputError, match="another pool"):
         Training(replace(settings, pool=3)).restore(straight.saved())
+
+
+def someone(name: str, scanned: bool) -> Patient:
+    """Without anatomy: only who it is, and whether there is a scan."""
+    grid = Grid((2, 2, 2), np.eye(4))
+    scan = Image(torch.zeros(1, 2, 2, 2), grid) if scanned else None
+    skin = DistanceMap(torch.ones(1, 2, 2, 2), grid)
+    return Patient(name, Atlas(grid, torch.zeros(2, 2, 2, dtype=torch.uint8), {}, skin, {}, (), {}, scan), {})
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Of a training that was given its patients and pairs: one drawn and one real, on whom pairs fall in turn."""
+    people = [someone("lumbar000", False), someone("ct-lumbopelvic", True)]
+    monkeypatch.setattr(train_bones, "patients", lambda _f, _s, data, _r: people if data else people[:1])
+    (tmp_path / "shared" / "pairs").mkdir(parents=True)
+    for n in range(8):
+        torch.save(_packed(stored(n)), tmp_path / "shared" / "pairs" / f"pair{n:05d}.pt")
+    return tmp_path
+
+
+def test_training_begins_from_given_weights_and_says_so(folder) -> None:
+    settings = Settings(steps=2, pool=8, warming=2, bf16=False, patch=24, widths=SMALL)
+    first = train_bones.run(folder / "trunk", settings, None, (), shared=folder / "shared", checked=0)
+    digest = hashlib.sha256(first.read_bytes()).hexdigest()
+    read, about = load_bone_network(first)
+    for one, other in zip(Training(settings, read).average.parameters(), read.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+    names, later = ("ct-lumbopelvic",), replace(settings, learning_rate=0.0)
+    second = train_bones.run(folder / "more", later, folder, names, first, folder / "shared", checked=0)
+    trained, told = load_bone_network(second)
+    assert told["begun_from"] == {"sha256": digest, "about": about}
+    assert told["real"].keys() == {"ct-lumbopelvic"}
+    assert "begun_from" not in about
+    for one, other in zip(trained.parameters(), read.parameters(), strict=True):  # nothing was learned at a rate of 0
+        assert torch.allclose(one, other, atol=1e-6)
+    with pytest.raises(InputError, match="another begun_from"):
+        train_bones.run(folder / "more", later, folder, names, second, folder / "shared", checked=0)
+    with pytest.raises(InputError, match="widths"):
+        Training(replace(settings, widths=(4, 8, 8, 16)), read)
+
+
+def test_pairs_keep_their_numbers_whoever_is_left_out() -> None:
+    people, scans = [someone(n, False) for n in ("trunk000", "lumbar000", "knee000")], [someone(n, True) for n in REAL]
+    places = [p.name for p in (*people, *scans)]
+    drawn, real = Pairs([*people, *scans], None, 0, places=places).numbers(200)
+    assert sorted([*drawn, *real]) == list(range(200))
+    assert Pairs(people, None, 0, places=places).numbers(200) == (drawn, [])
+    without = [Pairs([*people, *(s for s in scans if s is not out)], None, 0, places=places).numbers(200) for out in scans]
+    assert all(numbers[0] == drawn for numbers in without)
+    left = [set(real) - set(numbers[1]) for numbers in without]
+    assert all(left)
+    assert sorted(n for numbers in left for n in numbers) == real  # each real one has numbers of its own
+
+
+def test_steps_of_real_patients_have_their_share() -> None:
+    settings = Settings(real_share=0.25)
+    taken = [settings.pair(step, [0, 1, 2], [7, 9]) for step in range(800)]
+    assert 0.2 < np.mean([n > 2 for n in taken]) < 0.3
+    assert set(taken) == {0, 1, 2, 7, 9}
+    assert {settings.pair(step, [0, 1], []) for step in range(20)} == {0, 1}
 
 
 def test_intensities_of_ct_and_mr() -> None:

@@ -22,8 +22,11 @@ from osteomorph.simulate.trunk import Trunk
 SPACING_MM = 1.6
 """Of drawn anatomies, once they are voxels."""
 
-DRAWN = {"trunk": 4, "lumbar": 12, "thorax": 6, "knee": 6}
-"""Patients by field of view. "trunk" reaches from T10 to the upper thighs."""
+DRAWN = {"trunk": 4, "lumbar": 12, "thorax": 6, "knee": 6, "hips": 4}
+"""Patients by field of view. "trunk" reaches from T10 to the upper thighs; "hips" is the pelvis of others."""
+
+REGION = {"trunk": "lumbar", "hips": "pelvis"}
+"""What `procedural` calls them."""
 
 SPINE = {BONE_LABELS[name] for name in (*VERTEBRAE, "sacrum")}
 COLUMN_MM = (180.0, 170.0)
@@ -102,8 +105,9 @@ class Patient:
 
 def drawn_patient(view: str, seed: int, number: int) -> Patient:
     """Patient ``number`` of a seed as voxels; ``view`` as in `DRAWN`."""
-    anatomy = procedural("lumbar" if view == "trunk" else view, seed)(number).anatomy
-    around = _whole(anatomy) if view == "trunk" else anatomy.views[view]
+    region = REGION.get(view, view)
+    anatomy = procedural(region, seed)(number).anatomy
+    around = _whole(anatomy) if view == "trunk" else anatomy.views[region]
     around = View(around.centre_mm, around.size_mm, tuple(anatomy.names))
     return Patient.of(f"{view}{number:03d}", voxelised(anatomy, SPACING_MM, around))
 

@@ -19,19 +19,20 @@ class InstanceSettings:
 
     valley: factor by which votes at each of two peaks outnumber those between them, so that they are two bones.
     reach_mm: how far from a lump of votes a vote still counts for it. least_mm3: of a bone; what is smaller is left out.
-    apart: probabilities, and voxels that are peeled off; what hangs together then, and votes for several bones, may have some
-    votes astray.
     fragment_mm3: of a piece of a bone that hangs on nothing; what is smaller goes to the bone it touches or is left out.
+    agreeing_mm: median distance between the votes of voxels `ACROSS` apart, on either side of where two bones meet, up to which
+    they are one bone; None: never. seam: least of such neighbours, relative to the smaller bone's voxels to the power of 2/3.
     """
 
     bone: float = 0.5
-    blur_mm: float = 3.0
+    blur_mm: float = 2.5
     density: float = 0.5
-    valley: float = 2.0
+    valley: float = 1.5
     reach_mm: float = 20.0
-    apart: tuple[tuple[float, int], ...] = ((0.5, 0), (0.9, 0), (0.9, 1), (0.97, 1))
     least_mm3: float = 1000.0
     fragment_mm3: float = 400.0
+    agreeing_mm: float | None = 14.0
+    seam: float = 1.0
 
 
 def instances(
@@ -59,10 +60,10 @@ def instances(
     own = np.where(within, near[tuple(at.clip(0, np.array(lumps.shape)[:, None] - 1))], 0)
     voted = np.zeros(bone.shape, np.int32)
     voted[tuple(places)] = own
-    settled = voted
-    for level, peeled in settings.apart:
-        settled = _at_home(settled, _pieces(bone > level, peeled), settings.least_mm3 / voxel)
-    found = _tidied(settled, inside, voxel, settings)
+    found = _tidied(voted, inside, voxel, settings)
+    if settings.agreeing_mm is not None:
+        same = _same_bones(found, offset_mm, spacing_mm, settings.agreeing_mm, settings.seam)
+        found, voted = same[found], same[voted]
     sure = {}
     numbers = [int(n) for n in np.unique(found) if n]
     for number in numbers:
@@ -131,41 +132,6 @@ def _nearest(numbers: Int[np.ndarray, "i j k"], reach: float) -> Int[np.ndarray,
     return np.where(far <= reach, numbers[tuple(index)], 0)
 
 
-def _pieces(inside: np.ndarray, peeled: int) -> Int[np.ndarray, "i j k"]:
-    """What hangs together once so many voxels are peeled off, numbered, and put on again."""
-    if not peeled:
-        return ndimage.label(inside)[0]
-    return np.where(inside, _nearest(ndimage.label(ndimage.binary_erosion(inside, iterations=peeled))[0], peeled + 0.8), 0)
-
-
-MOST = 0.6
-"""Share of the votes of a piece that carries all of it, though the rest of that bone lies elsewhere."""
-
-
-def _at_home(voted: Int[np.ndarray, "i j k"], pieces: Int[np.ndarray, "i j k"], least: float) -> Int[np.ndarray, "i j k"]:
-    """Votes of one piece for a bone most of which is another piece go to the bone that most of this piece voted for.
-
-    The head of a femur may vote for the hip around it, but it does not hang on it.
-    """
-    count = int(pieces.max()) + 1
-    places = voted.astype(np.int64) * count + pieces
-    table = np.bincount(places.ravel(), minlength=(int(voted.max()) + 1) * count).reshape(-1, count)
-    table[0], table[:, 0] = 0, 0
-    home, sizes = table.argmax(1), table.sum(0)
-    out = voted.copy()
-    for piece, box in enumerate(ndimage.find_objects(pieces), 1):
-        own = int(table[:, piece].argmax())
-        if home[own] == piece:
-            if sizes[piece] < least:
-                continue
-        elif table[own, piece] < MOST * sizes[piece]:
-            continue
-        away = [k for k in np.flatnonzero(table[:, piece]) if home[k] != piece]
-        here = (pieces[box] == piece) & np.isin(voted[box], away)
-        out[box][here] = own
-    return out
-
-
 def _tidied(
     voted: Int[np.ndarray, "i j k"], inside: np.ndarray, voxel: float, settings: InstanceSettings
 ) -> Int[np.ndarray, "i j k"]:
@@ -189,6 +155,41 @@ def _tidied(
             break
         grown = fresh
     return grown
+
+
+ACROSS = 3
+"""Voxels between neighbours whose votes are compared: the answer takes about two to change from one bone to the next."""
+
+
+def _same_bones(
+    found: Int[np.ndarray, "i j k"], offset_mm: Float[np.ndarray, "3 i j k"], spacing_mm: float, agreeing_mm: float, seam: float
+) -> Int[np.ndarray, " n"]:
+    """For each number the one to take instead: the head and the shaft of a femur, whose votes lie in two lumps, are one bone.
+
+    Where two bones meet, votes leap from the middle of one to the middle of the other; within one they hardly change.
+    """
+    meeting, apart = [], []
+    for axis in range(3):
+        low, *between, high = (
+            tuple(slice(k, n - ACROSS + k) if d == axis else slice(None) for d, n in enumerate(found.shape))
+            for k in range(ACROSS + 1)
+        )
+        one, other = found[low], found[high]
+        here = (one > 0) & (other > 0) & (one != other)
+        for part in between:
+            here &= found[part] > 0
+        leap = offset_mm[(slice(None), *high)][:, here] - offset_mm[(slice(None), *low)][:, here]
+        leap[axis] += ACROSS * spacing_mm
+        meeting.append(np.sort(np.stack([one[here], other[here]]), 0))
+        apart.append(np.linalg.norm(leap, axis=0))
+    pairs, place = np.unique(np.concatenate(meeting, 1), axis=1, return_inverse=True)
+    place, leaps = place.ravel(), np.concatenate(apart)
+    sizes, same = np.bincount(found.ravel()), np.arange(int(found.max()) + 1)
+    for number, (a, b) in enumerate(pairs.T):
+        across = leaps[place == number]
+        if len(across) >= seam * min(sizes[a], sizes[b]) ** (2 / 3) and np.median(across) <= agreeing_mm:
+            same[same == same[b]] = same[a]
+    return same
 
 
 GROWTH = 12

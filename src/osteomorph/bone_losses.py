@@ -40,8 +40,11 @@ class Losses(NamedTuple):
 FOUND_MM = 4.0
 
 
-def losses(found: Found, patches: Patches) -> Losses:
-    """Of the two patches of a sample at once."""
+def losses(found: Found, patches: Patches, balanced: bool = False) -> Losses:
+    """Of the two patches of a sample at once.
+
+    balanced: of the offsets, a bone counts as the root of its voxels rather than as its voxels.
+    """
     known = patches.labels >= 0
     bone = (patches.labels > 0).float()
     logit = found.bone[:, 0]
@@ -51,9 +54,17 @@ def losses(found: Found, patches: Patches) -> Losses:
     overlap = (1 - (2 * both + 50) / (either + 50)).mean()  # so that a patch with a few voxels of bone counts little
     inside = patches.labels > 0
     wrong = (found.offset_mm - patches.offset_mm).movedim(1, -1)[inside] / OFFSET_SCALE_MM
-    offset = smooth_l1_loss(wrong, torch.zeros_like(wrong)) if len(wrong) else wrong.sum()
+    each = smooth_l1_loss(wrong, torch.zeros_like(wrong), reduction="none").mean(1)
+    weight = _root_weights(patches.labels[patches.labels > 0]) if balanced else torch.ones_like(each)
+    offset = (weight * each).sum() / weight.sum() if len(each) else wrong.sum()
     features, share = matching(found.features, patches)
     return Losses(entropy, overlap, offset, features, share)
+
+
+def _root_weights(labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """One over the root of how many voxels share a voxel's label."""
+    _, place, counts = torch.unique(labels, return_inverse=True, return_counts=True)
+    return counts.float().rsqrt()[place]
 
 
 def matching(features: Float[Tensor, "2 f p q r"], patches: Patches) -> tuple[Float[Tensor, ""], float]:

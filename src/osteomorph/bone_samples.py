@@ -25,7 +25,10 @@ PAIR_VOXELS = 72
 PATCH_VOXELS = 48
 
 SHARES: Mapping[str, float] = {"trunk": 0.36, "lumbar": 0.22, "thorax": 0.10, "knee": 0.08, "pelvis": 0.02, "ct": 0.22}
-"""Of the pairs, by the start of the patient's name."""
+"""Of the pairs, by the start of the patient's name; others have none."""
+
+LATER, LATER_SHARES = 600, {"hips": 0.6, "knee": 0.2, "thorax": 0.2}
+"""Number from which on, and shares of the pairs then: of what is learned last."""
 
 FOCUSED = 0.5
 """Of the pairs of a patient, are looked for near the spine; others anywhere."""
@@ -84,20 +87,42 @@ class Patches:
 
 @final
 class Pairs:
-    """Pair n of some patients, made at first need and kept in ``folder``."""
+    """Pair n of some patients, made at first need and kept in ``folder``.
 
-    def __init__(self, patients: Sequence[Patient], folder: Path | None, seed: int, shape: int = PAIR_VOXELS) -> None:
-        self.patients, self.folder, self.seed = list(patients), folder, seed
-        self._simulated = [
-            [
-                SimulatedPairs([atlas], (shape,) * 3, SPACING_MM, offset_deg=0, offset_mm=0, scaled=False, seed=seed)
-                for atlas in (p.atlas, p.focused)
-            ]
-            for p in patients
-        ]
-        kind = [next(share for share in SHARES if p.name.startswith(share)) for p in patients]
-        weight = np.array([SHARES[k] / kind.count(k) for k in kind])
-        self._chance = weight / weight.sum()
+    places: names of all patients that numbers fall on, whether they are there or not, so that pair n is the same whoever is
+    left out; those given by default.
+    """
+
+    def __init__(
+        self,
+        patients: Sequence[Patient],
+        folder: Path | None,
+        seed: int,
+        shape: int = PAIR_VOXELS,
+        places: Sequence[str] | None = None,
+    ) -> None:
+        self.patients, self.folder, self.seed = {p.name: p for p in patients}, folder, seed
+        self.shape, self._simulated = (shape,) * 3, dict[tuple[str, bool], Any]()  # simulators, made at first need
+        self._places = list(self.patients if places is None else places)
+        self._chance, self._later_chance = (self._chances(shares) for shares in (SHARES, LATER_SHARES))
+
+    def _chances(self, shares: Mapping[str, float]) -> Float[np.ndarray, " n"]:
+        """Of every place; all alike where none has a share."""
+        kinds = [next((kind for kind in shares if name.startswith(kind)), "") for name in self._places]
+        weight = np.array([shares.get(kind, 0.0) / kinds.count(kind) for kind in kinds])
+        return weight / weight.sum() if weight.any() else np.full(len(kinds), 1 / max(len(kinds), 1))
+
+    def numbers(self, pool: int) -> tuple[list[int], list[int]]:
+        """Of the first ``pool``, those of the drawn patients that are there, and those of the real ones."""
+        there = [(n, self.patients.get(self._whose(n)[0])) for n in range(pool)]
+        drawn = [n for n, patient in there if patient is not None and patient.atlas.scan is None]
+        return drawn, [n for n, patient in there if patient is not None and patient.atlas.scan is not None]
+
+    def _whose(self, number: int) -> tuple[str, np.random.Generator]:
+        """The patient's name, and the generator of the rest."""
+        generator = np.random.default_rng((self.seed, number, 1))
+        chance = self._chance if number < LATER else self._later_chance
+        return self._places[int(generator.choice(len(self._places), p=chance))], generator
 
     def __getitem__(self, number: int) -> StoredPair:
         if self.folder is None:
@@ -113,10 +138,14 @@ class Pairs:
         return _unpacked(packed)  # as it will be read back
 
     def _made(self, number: int) -> StoredPair:
-        generator = np.random.default_rng((self.seed, number, 1))
-        which = int(generator.choice(len(self.patients), p=self._chance))
-        patient, simulated = self.patients[which], self._simulated[which][int(generator.random() < FOCUSED)]
-        drawn = simulated.pair(number)
+        name, generator = self._whose(number)
+        patient, focused = self.patients[name], bool(generator.random() < FOCUSED)
+        if (name, focused) not in self._simulated:
+            atlas = [patient.focused if focused else patient.atlas]
+            self._simulated[name, focused] = SimulatedPairs(
+                atlas, self.shape, SPACING_MM, offset_deg=0, offset_mm=0, scaled=False, seed=self.seed
+            )
+        drawn = self._simulated[name, focused].pair(number)
         grid, scan = drawn.grid, patient.atlas.scan
         points = grid.points().flatten(1)
         moving = drawn.moving
@@ -155,9 +184,21 @@ def _unpacked(kept: dict[str, Any]) -> StoredPair:
 
 
 # -- patches --------------------------------------------------------------------------------------------------------------
-def patches_of(pair: StoredPair, generator: np.random.Generator, size: int = PATCH_VOXELS, augment: bool = True) -> Patches:
-    """Two patches, each about a place of its own, on turned, mirrored and scaled lattices; or on plain ones."""
+def patches_of(
+    pair: StoredPair,
+    generator: np.random.Generator,
+    size: int = PATCH_VOXELS,
+    augment: bool = True,
+    porous: float = 0.0,
+    empty: float = 0.0,
+) -> Patches:
+    """Two patches, each about a place of its own, on turned, mirrored and scaled lattices; or on plain ones.
+
+    porous: share of the CTs whose trabecular bone is thinned, as in the old. empty: share that show nothing but noise.
+    """
     grids = _lattices(pair, generator, size, augment)
+    if empty and generator.random() < empty:
+        return _noise(grids, generator, size)
     images, labels, offsets = [], [], []
     for side, grid in enumerate(grids):
         stored = pair.images[side : side + 1]
@@ -166,6 +207,8 @@ def patches_of(pair: StoredPair, generator: np.random.Generator, size: int = PAT
         points = grid.points().flatten(1)
         image = sample(stored, pair.grid, points, outside=0.0).unflatten(1, grid.shape)
         label = sample(pair.labels[side : side + 1], pair.grid, points, "nearest", outside=-1)[0]
+        if augment and side == 1 and porous and generator.random() < porous:
+            image = _thinned(image, label.unflatten(0, grid.shape) > 0, generator)
         inside = pair.grid.contains(points).unflatten(0, grid.shape)
         images.append(_disturbed(image, side == 1, generator) * inside if augment else image)
         labels.append(label.unflatten(0, grid.shape))
@@ -256,6 +299,37 @@ def _as_slices(image: Float[Tensor, "1 i j k"], ct: bool, generator: np.random.G
     stride = [1, 1, 1]
     stride[axis] = int(generator.choice((2, 3), p=(0.7, 0.3)))
     return interpolate(avg_pool3d(image[None], stride), size=image.shape[1:], mode="trilinear")[0]
+
+
+def _noise(grids: tuple[Grid, Grid], generator: np.random.Generator, size: int) -> Patches:
+    """Two patches of noise of any strength and grain, without bone and without partners."""
+    images = []
+    for _ in grids:
+        image = torch.from_numpy(generator.standard_normal((1, size, size, size), dtype=np.float32))
+        if generator.random() < 0.5:
+            sigma = float(generator.uniform(0.3, 1.2))
+            for axis in (1, 2, 3):
+                image = blur(image, axis, sigma)
+        image = image / image.std() * float(generator.uniform(0, 0.5)) + float(generator.uniform(0, 1))
+        images.append(image.clamp(0, 1))
+    labels, nowhere = torch.zeros(2, size, size, size, dtype=torch.int16), torch.zeros(3, 0)
+    return Patches(torch.stack(images), labels, torch.zeros(2, 3, size, size, size), grids, nowhere, nowhere)
+
+
+TRABECULAR, CORTICAL = 0.6, 0.8
+"""Prepared intensities (200 and 600 HU) up to which bone loses all that it loses, and from which on it loses nothing."""
+MOST_LOST = 0.35
+"""Of marrow, 140 HU, but never below `SOFT`, fat and muscle half and half."""
+SOFT = 0.3
+
+
+def _thinned(
+    image: Float[Tensor, "1 i j k"], bone: Bool[Tensor, "i j k"], generator: np.random.Generator
+) -> Float[Tensor, "1 i j k"]:
+    """A CT with less trabecular bone: drawn marrow has 100 HU and more, in the old it may have the HU of muscle and less."""
+    lost = float(generator.uniform(0.0, MOST_LOST))
+    less = image - lost * ((CORTICAL - image) / (CORTICAL - TRABECULAR)).clamp(0, 1)
+    return torch.where(bone, torch.maximum(less, image.clamp(max=SOFT)), image)
 
 
 def _disturbed(image: Float[Tensor, "1 i j k"], ct: bool, generator: np.random.Generator) -> Float[Tensor, "1 i j k"]:

@@ -2,16 +2,18 @@
 
 FOLDER gets the patients as voxels, the simulated pairs, ``log.csv``, ``checkpoint.pt`` and the weights, which are averages over
 the last few hundred steps and are written anew with every row of the log. The number of steps may be changed between two runs;
-what it sets is how the learning rate falls.
+what it sets is how the learning rate falls. ``--shared`` is a folder of patients and pairs for several trainings, ``--from``
+weights to begin with.
 """
 
 import argparse
 import copy
 import csv
+import hashlib
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -23,15 +25,12 @@ import torch
 from osteomorph import __version__
 from osteomorph.bone_anatomies import DRAWN, REAL, Patient, drawn_patient, kept, patients
 from osteomorph.bone_losses import losses
-from osteomorph.bone_network import SHIPPED, WIDTHS, BoneNetwork, save_bone_network
+from osteomorph.bone_network import SHIPPED, WIDTHS, BoneNetwork, load_bone_network, save_bone_network
 from osteomorph.bone_samples import PATCH_VOXELS, Pairs, StoredPair, patches_of
 from osteomorph.errors import InputError
 from osteomorph.network import has_bf16
 from osteomorph.threads import threads
 from osteomorph.training_folder import write_whole
-
-TRAINED_ON = ("ct-abdomen-pelvis-3mm", "ct-lumbopelvic")
-"""Real CTs that are not held out."""
 
 
 @final
@@ -39,8 +38,10 @@ TRAINED_ON = ("ct-abdomen-pelvis-3mm", "ct-lumbopelvic")
 class Settings:
     """steps: of one pair each. pool: pairs there are. falling: share of the steps over which the learning rate falls to 0.
 
-    remembered: steps that the weights are averaged over, about. every: steps of a row of the log. bf16: whether layers compute
-    in bfloat16. patch: voxels along each side of what a step sees.
+    real_share: of the steps, are of a real CT where there is one. porous: of the CTs, have thin trabecular bone. balanced: see
+    `losses`. begun_from: SHA-256 of the weights it began with. remembered: steps that the weights are averaged over, about.
+    every: steps of a row of the log. bf16: whether layers compute in bfloat16. patch: voxels along each side of the patches.
+    empty: share of the steps that see nothing but noise.
     """
 
     steps: int = 2800
@@ -55,6 +56,17 @@ class Settings:
     patch: int = PATCH_VOXELS
     widths: tuple[int, ...] = WIDTHS
     bf16: bool = True
+    real_share: float = 0.3
+    porous: float = 0.4
+    balanced: bool = True
+    empty: float = 0.0
+    begun_from: str | None = None
+
+    def pair(self, step: int, drawn: Sequence[int], real: Sequence[int]) -> int:
+        """Which of the numbers a step takes."""
+        generator = np.random.default_rng((self.seed, step, 2))
+        among = real if real and (not drawn or generator.random() < self.real_share) else drawn
+        return int(generator.choice(among))
 
     def rate(self, step: int) -> float:
         """Learning rate: up, level, then down along a cosine."""
@@ -67,11 +79,16 @@ class Settings:
 class Training:
     """All that a step changes; `step` and `saved` are what a run that was stopped goes on from."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, begin: BoneNetwork | None = None) -> None:
+        """begin: weights to start with, random ones by default. Raises InputError: they are of another network."""
         self.settings = settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             network = BoneNetwork(settings.widths)
+        if begin is not None:
+            if begin.widths != network.widths:
+                raise InputError(f"The weights have widths {begin.widths}, not {network.widths}. Give others to --from.")
+            network.load_state_dict(begin.state_dict())
         self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).eval()
         weights = [w for w in self.network.parameters() if w.ndim > 1]
@@ -81,18 +98,18 @@ class Training:
         self.step = 0
         self.log: list[dict[str, float]] = []
 
-    def advance(self, pairs: Pairs | Sequence[StoredPair]) -> dict[str, float]:
+    def advance(self, pair: StoredPair) -> dict[str, float]:
         """One step; what its loss was made of."""
         settings, step = self.settings, self.step
-        round_, place = divmod(step, settings.pool)
-        order = np.random.default_rng((settings.seed, round_, 2)).permutation(settings.pool)
-        patches = patches_of(pairs[int(order[place])], np.random.default_rng((settings.seed, step, 3)), settings.patch)
+        patches = patches_of(
+            pair, np.random.default_rng((settings.seed, step, 3)), settings.patch, True, settings.porous, settings.empty
+        )
         for group in self.optimiser.param_groups:
             group["lr"] = settings.rate(step)
         self.optimiser.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             found = self.network.train()(patches.images, MR_AND_CT)
-        parts = losses(found, patches)
+        parts = losses(found, patches, settings.balanced)
         if not torch.isfinite(parts.total):
             raise InputError(f"The loss became {float(parts.total)} in step {step}. Give a lower --learning-rate.")
         parts.total.backward()
@@ -148,19 +165,34 @@ def validate(network: BoneNetwork, pairs: Pairs, count: int, bf16: bool) -> dict
     return {f"validation_{name}": float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def run(folder: Path, settings: Settings, data: Path | None, real: Sequence[str], checked: int = 8) -> Path:
-    """Trains, or goes on. Returns the weights' path."""
-    training = Training(settings)
+def run(
+    folder: Path,
+    settings: Settings,
+    data: Path | None,
+    real: Sequence[str],
+    begin: Path | None = None,
+    shared: Path | None = None,
+    checked: int = 8,
+) -> Path:
+    """Trains, or goes on. Returns the weights' path. begin, shared: as ``--from`` and ``--shared``."""
+    network, origin = (None, None) if begin is None else load_bone_network(begin)
+    if begin is not None:
+        settings = replace(settings, begun_from=hashlib.sha256(begin.read_bytes()).hexdigest())
+    training = Training(settings, network)
+    folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.is_file():
         training.restore(torch.load(checkpoint, map_location="cpu", weights_only=False))
-    seen = patients(folder / "patients", settings.seed, data, tuple(real))
-    pairs = Pairs(seen, folder / "pairs", settings.seed)
-    held = Pairs(_held_out(folder, settings.seed), folder / "held", settings.seed + 1)
+    common = shared or folder
+    seen = patients(common / "patients", settings.seed, data, tuple(real))
+    places = [p.name for p in seen if p.atlas.scan is None] + list(REAL)
+    pairs = Pairs(seen, common / "pairs", settings.seed, places=places)
+    drawn, scanned = pairs.numbers(settings.pool)
+    held = Pairs(_held_out(common, settings.seed) if checked else (), common / "held", settings.seed + 1)
     began, sums = time.process_time(), []
     out = folder / SHIPPED
     while training.step < settings.steps:
-        sums.append(training.advance(pairs))
+        sums.append(training.advance(pairs[settings.pair(training.step, drawn, scanned)]))
         if training.step % settings.every and training.step < settings.steps:
             continue
         means = {name: float(np.mean([row[name] for row in sums])) for name in sums[0]}
@@ -174,7 +206,7 @@ def run(folder: Path, settings: Settings, data: Path | None, real: Sequence[str]
         torch.save(training.saved(), buffer)
         write_whole(checkpoint, buffer.getvalue())
         write_whole(folder / "log.csv", _table(training.log))
-        _write(out, training, seen, real)
+        _write(out, training, len(seen), real, origin)
     return out
 
 
@@ -189,18 +221,20 @@ def _held_out(folder: Path, seed: int) -> list[Patient]:
     return [kept(folder / "held" / f"{v}{n}.pt", partial(drawn_patient, v, seed + 1, n)) for v, n in HELD_OUT]
 
 
-def _write(path: Path, training: Training, seen: Sequence[Patient], real: Sequence[str]) -> None:
+def _write(path: Path, training: Training, seen: int, real: Sequence[str], origin: Mapping[str, Any] | None) -> None:
     settings = training.settings
     about = {
         "version": __version__,
         "step": training.step,
         "settings": asdict(settings),
         "drawn": dict(DRAWN),
-        "patients": len(seen),
+        "patients": seen,
         "real": {name: REAL[name].licence for name in real},
         "last": training.log[-1],
         "processor_seconds": sum(row["processor_seconds"] for row in training.log),
     }
+    if origin is not None:
+        about["begun_from"] = {"sha256": settings.begun_from, "about": origin}
     save_bone_network(path, training.average, about)
 
 
@@ -216,16 +250,34 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, help="folder of the real CTs; without it only drawn patients are seen")
-    parser.add_argument("--real", nargs="*", choices=list(REAL), default=list(TRAINED_ON))
+    parser.add_argument(
+        "--real", nargs="*", choices=list(REAL), default=list(REAL), help="of them; those left out are held out"
+    )
+    parser.add_argument(
+        "--from", dest="begin", type=Path, metavar="WEIGHTS", help="weights of an earlier training to begin with"
+    )
+    parser.add_argument("--shared", type=Path, help="folder of patients and pairs, for several trainings of one seed")
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--pool", type=int, default=Settings.pool)
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--learning-rate", type=float, default=Settings.learning_rate)
+    parser.add_argument("--falling", type=float, default=Settings.falling, help="share of the steps over which the rate falls")
+    parser.add_argument("--real-share", type=float, default=Settings.real_share, help="of the steps, are of a real CT")
+    parser.add_argument("--porous", type=float, default=Settings.porous, help="share of the CTs that lose trabecular bone")
+    parser.add_argument(
+        "--balanced", action=argparse.BooleanOptionalAction, default=Settings.balanced, help="small bones count"
+    )
+    parser.add_argument("--empty", type=float, default=Settings.empty, help="share of the steps that see noise alone")
+    parser.add_argument("--patch", type=int, default=Settings.patch, help="voxels along each side of what a step sees")
     parser.add_argument("--threads", type=int, default=1)
     told = parser.parse_args(given)
-    settings = Settings(told.steps, told.pool, told.seed, told.learning_rate, bf16=has_bf16(torch.device("cpu")))
+    settings = Settings(
+        told.steps, told.pool, told.seed, told.learning_rate, falling=told.falling, patch=told.patch,
+        bf16=has_bf16(torch.device("cpu")), real_share=told.real_share, porous=told.porous,
+        balanced=told.balanced, empty=told.empty,
+    )  # fmt: skip
     with threads(told.threads):
-        print(run(told.folder, settings, told.data, told.real if told.data else ()))
+        print(run(told.folder, settings, told.data, told.real if told.data else (), told.begin, told.shared))
 
 
 if __name__ == "__main__":
