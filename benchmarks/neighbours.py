@@ -1,6 +1,6 @@
 """Bones far moved against the bone they hang on, at their joint: hips and knees flexed, a kneecap that slides and tips.
 
-    python benchmarks/neighbours.py [--cases CASE ...] [--keep FOLDER] [--out FILE.md]
+    python benchmarks/neighbours.py [--cases CASE ...] [--search MM] [--keep FOLDER] [--out FILE.md]
 
 The simulator draws such motions only where nothing collides and nothing folds, and so hardly any. Here a pair of it with
 little motion is moved further by this package's own polyrigid transform, and its MR acquired anew through both (nothing is
@@ -171,11 +171,14 @@ def lines(name: str, case: Made, found: Mapping[int, Bone], spent: float) -> lis
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES, metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--search", type=float, help="shifts of a bone that poses try where it is not found, mm; the recipe's")
     parser.add_argument("--keep", type=Path, help="folder where pairs are kept and looked for")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     plan, table = default(), [HEADING, ("---",) * len(HEADING)]
+    if options.search is not None:
+        plan = plan.model_copy(update={"pose": plan.pose.model_copy(update={"search_mm": options.search})})
     ends: list[float] = []
     for name in options.cases:
         kept = None if options.keep is None else options.keep / f"{name.replace(' ', '_')}.pt"
