@@ -15,7 +15,7 @@ from osteomorph.apply import apply_transform
 from osteomorph.case import Case
 from osteomorph.certificate import Certificate
 from osteomorph.distances import distance_maps
-from osteomorph.exact_bones import ExactBones, first_poses, robust_fit, sides_of, stored_grid, warnings_of
+from osteomorph.exact_bones import ExactBones, first_poses, robust_fit, sides_of, still_parts, stored_grid, warnings_of
 from osteomorph.geometry import Grid
 from osteomorph.image import Labels
 from osteomorph.io import read_labels, read_transform, write_image
@@ -101,6 +101,29 @@ def test_the_ramp_is_0_around_a_region_and_1_beyond_its_reach(grid):
     assert (hold[away >= still + 4.0] == 1).all()
     between = (away > still + 0.5) & (away < still + 3.5)
     assert ((hold[between] > 0) & (hold[between] < 1)).all()
+
+
+@pytest.mark.parametrize("around", ["bone", "margin"])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.8, 1.1, 2.0)])
+def test_what_holds_the_soft_field_keeps_every_point_of_a_bone_still(around, spacing):
+    bone = ball(oblique_grid((20, 20, 20), (0.9, 1.0, 1.1), (25, 5, -40), (0, 0, 0)), 6.0)
+    base = from_labels({3: turned([0, 0, 8], [2, 1, 0])}, moving=bone)
+    (body,) = base.bodies
+    grid = oblique_grid((30, 26, 16), spacing, (-10, 30, 15))
+    affine = grid.affine.copy()
+    affine[:3, 3] += body.bone.grid.centre_mm - grid.centre_mm
+    grid = Grid(grid.shape, affine)
+    hold = ramp(still_parts(base, grid, around), grid, 3.0)
+    generator = torch.Generator().manual_seed(0)
+    psi = Displacement(torch.randn(3, *grid.shape, generator=generator) * hold, grid)
+    share = torch.rand(3, 60_000, generator=generator, dtype=torch.float64)
+    points = body.bone.grid.world(share * torch.tensor(body.bone.grid.shape)[:, None])
+    inside = points[:, (body.bone(points) <= 0) & grid.contains(points)]
+    assert inside.shape[1] > 500
+    assert torch.equal(psi(inside), inside)
+    margin = body.region(grid.points().flatten(1)).unflatten(0, grid.shape) <= 0
+    assert (hold[margin] == 0).all()
+    assert (hold > 0.5).any()
 
 
 @pytest.mark.parametrize("field", ["displacement", "velocity"])

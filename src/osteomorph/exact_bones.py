@@ -13,6 +13,7 @@ from torch import Tensor
 from osteomorph.case import Case
 from osteomorph.certificate import Certificate, certify
 from osteomorph.descent import Progress
+from osteomorph.distances import DistanceMap
 from osteomorph.foreground import foreground
 from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image, Labels
@@ -26,7 +27,7 @@ from osteomorph.pose_doubts import BELIEVED, collided, settled, thinned
 from osteomorph.prepare import MARGIN_MM, resampled_case
 from osteomorph.refine import refine
 from osteomorph.resampling import regrid, resample
-from osteomorph.soft_field import soft_field
+from osteomorph.soft_field import STILL, soft_field
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
 from osteomorph.wide_guess import wide_field
 
@@ -260,7 +261,19 @@ def soft_around(
         ),
     )
     begin = besides_bones(dense, base, prepared) if plan.begin == "guess" else None
-    return soft_field(through, [body.region for body in base.bodies], plan, seed, progress, begin)
+    return soft_field(through, still_parts(base, prepared.fixed.grid, plan.around), plan, seed, progress, begin)
+
+
+def still_parts(base: Polyrigid, grid: Grid, around: Literal["bone", "margin"]) -> list[DistanceMap]:
+    """Distance to what soft tissue's own motion leaves alone, with the voxels around it that `soft_field` adds.
+
+    Of a margin, less as deep as those are: so its nodes are still, and what lies between the nodes in bone. That is enough to
+    keep bones exact.
+    """
+    if around == "margin":
+        return [body.region for body in base.bodies]
+    deep = STILL * float(np.linalg.norm(grid.spacing_mm))
+    return [DistanceMap(torch.minimum(body.bone.values, body.region.values + deep), body.region.grid) for body in base.bodies]
 
 
 def besides_bones(dense: Transform, base: Polyrigid, prepared: Case) -> Displacement:

@@ -121,6 +121,7 @@ def register(
                     ids = BoneIds(shown, shown)
                     case = only_bones(with_found_bones(case, found_in), ids)
                     prepared = with_labels(prepared, case)
+                    chosen = chosen.model_copy(update={"soft": chosen.soft.model_copy(update={"around": "margin"})})
         if chosen.bones == "exact":
             prepared = cropped_moving(prepared, start.rigid)
         if chosen.bones == "exact" and ids.rigid:
