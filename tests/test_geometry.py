@@ -196,3 +196,23 @@ def test_index_of_another_grid_is_that_of_its_points(grid):
     expected = grid.index(other.points(torch.float64).flatten(1)).unflatten(1, other.shape)
     assert torch.allclose(grid.index_of(other, torch.float64), expected, atol=1e-9)
     assert torch.allclose(grid.index_of(other), expected.float(), atol=1e-4)
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
+def test_slabs_are_the_grid_in_order(grid):
+    points = grid.points(torch.float64)
+    parts = list(grid.slabs(5))
+    assert torch.allclose(torch.cat([part.points(torch.float64) for _, part in parts], 1), points, atol=1e-9)
+    assert [planes.start for planes, _ in parts] == list(range(0, grid.shape[0], 5))
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
+def test_what_lies_around_points_holds_them_and_a_margin(grid):
+    points = grid.points(torch.float64)[:, 6:9, 7:9, 5:7].flatten(1)
+    part = grid.around(points, 2.5)
+    crop = grid.cropped(part)
+    assert torch.allclose(crop.points(torch.float64), grid.points(torch.float64)[(slice(None), *part)], atol=1e-9)
+    assert crop.contains(points).all()
+    reach = [int(np.ceil(2.5 / h)) for h in grid.spacing_mm]
+    assert [s.start for s in part] == [max(0, n - r) for n, r in zip((6, 7, 5), reach, strict=True)]
+    assert grid.around(points + 1000.0, 2.5) is None

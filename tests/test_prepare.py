@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import oblique_grid
+from conftest import axis_grid, oblique_grid
 from scipy.spatial.transform import Rotation
 
 from osteomorph.case import Case
@@ -11,7 +11,7 @@ from osteomorph.errors import InputError
 from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image, Labels
 from osteomorph.plan import PreparePlan
-from osteomorph.prepare import moved_case, prepare, resampled_case
+from osteomorph.prepare import cropped_moving, moved_case, prepare, resampled_case
 from osteomorph.resampling import resample
 from osteomorph.transforms import Rigid
 
@@ -202,3 +202,23 @@ def test_resampled_case_lies_on_the_fixed_lattice_with_a_margin(grid):
     seen = moving.grid.contains(rigid(found.moving.grid.points(torch.float64).flatten(1)))
     assert (found.moving_mask.data.flatten() - seen.float()).abs().max() < 1e-5
     assert 0.3 < seen.float().mean() < 1
+
+
+def test_far_from_what_the_fixed_image_shows_the_moving_one_is_let_go():
+    fixed = Image(torch.rand(1, 12, 10, 8), axis_grid((1, 1, 1), (12, 10, 8), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0)))
+    grid = oblique_grid((90, 80, 20), (2.0, 2.0, 3.0), (5, -8, 20), (-90.0, -70.0, -20.0))
+    moving = Image(torch.rand(1, *grid.shape), grid)
+    labels = Labels(torch.randint(0, 3, (1, *grid.shape), dtype=torch.int16), grid)
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_euler("z", 25, degrees=True).as_matrix()
+    motion = Rigid(turn)
+    crop = cropped_moving(Case(fixed, moving, None, labels), motion)
+    assert crop.moving.grid.voxels < moving.grid.voxels
+    rng = np.random.default_rng(0)
+    near = motion(fixed.grid.world(torch.as_tensor(rng.uniform(0, 1, (3, 500)) * np.array([[11], [9], [7]]))))
+    near = near + torch.as_tensor(rng.uniform(-30, 30, (3, 500)))
+    near = near[:, moving.grid.contains(near)]
+    assert torch.allclose(sample(crop.moving.data, crop.moving.grid, near), sample(moving.data, grid, near), atol=1e-5)
+    assert torch.equal(
+        sample(crop.moving_labels.data, crop.moving_labels.grid, near, "nearest"), sample(labels.data, grid, near, "nearest")
+    )

@@ -9,7 +9,7 @@ from conftest import GRIDS, oblique_grid
 from scipy.spatial.transform import Rotation
 
 from osteomorph import fields, polyrigid, transforms
-from osteomorph.geometry import Grid
+from osteomorph.geometry import Grid, sample
 from osteomorph.image import Labels
 from osteomorph.transforms import Chain, Displacement, Rigid, Transform, Velocity
 
@@ -189,3 +189,16 @@ def test_inverse_of_a_steep_field_converges_where_fixed_point_steps_would_not():
 def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match="do not fit"):
         Displacement(torch.zeros(3, 2, 2, 2), oblique_grid())
+
+
+@pytest.mark.parametrize("name", list(GRIDS))
+def test_the_determinant_taken_in_slabs_is_that_of_the_jacobian(name):
+    grid = GRIDS[name]
+    generator = torch.Generator().manual_seed(1)
+    vectors = torch.randn(3, *grid.shape, dtype=torch.float64, generator=generator)
+    whole = fields.determinant(fields.jacobian(vectors, grid))
+    assert torch.allclose(fields.jacobian_determinant(vectors, grid), whole, atol=1e-9)
+    composed = fields.compose(vectors, 0.3 * vectors, grid)
+    points = grid.points(torch.float64) + 0.3 * vectors
+    by_hand = 0.3 * vectors + sample(vectors, grid, points.flatten(1)).unflatten(1, grid.shape)
+    assert torch.allclose(composed, by_hand, atol=1e-9)
