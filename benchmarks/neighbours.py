@@ -118,7 +118,7 @@ def made(name: str, joint: Joint) -> Made:
         angle = np.degrees(np.arccos(np.clip((np.trace(body.pose.matrix[:3, :3]) - 1) / 2, -1, 1)))
         turned[body.label] = float(angle), float((here - before)[:, seen].norm(dim=0).mean())
     case = replace(drawn.case, fixed=mr, fixed_labels=None)
-    return Made(Pair(name, spacing, case, points, truth), turned, gap)
+    return Made(Pair(name, spacing, case, points, truth, {k: k for k in points}), turned, gap)
 
 
 def everywhere(drawn: SimulatedPair, spacing: float) -> Labels:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from test_exact_bones import MOTIONS, PLAN, scene  # noqa: F401
 
-from osteomorph import unlabelled
+from osteomorph import registration, unlabelled
 from osteomorph.case import Case
 from osteomorph.found_bones import FoundBones
 from osteomorph.image import Image, Labels
+from osteomorph.plan import DiscretePlan, RefinePlan
 from osteomorph.recipes import default, not_optimised, one_shot
 from osteomorph.registration import register
 from osteomorph.transforms import Rigid
@@ -115,6 +116,15 @@ def test_found_bones_are_exact_and_said_to_be_found(unlabelled_pair, monkeypatch
     assert {str(bone["label"]): bone["given_away_mm3"] for bone in told["bones"]} == given
     assert json.loads((out / "result.json").read_text())["bones_from"] == "network, moving image"
     assert (out / "moved_labels.nii.gz").is_file()
+
+
+def test_found_bones_out_of_view_leave_a_soft_result(unlabelled_pair, monkeypatch):
+    case, labels, *_ = unlabelled_pair
+    monkeypatch.setattr(unlabelled, "find_bones", detector(0.9, [labels]))
+    monkeypatch.setattr(registration, "in_view", lambda *_: ())
+    quick = PLAN.model_copy(update={"refine": RefinePlan(), "discrete": DiscretePlan()})
+    result = register(case.fixed, case.moving, plan=quick)
+    assert (result.exact, result.rigid_labels, result.moved_labels) == (None, (), None)
 
 
 def test_labels_that_are_given_win_and_none_is_none(unlabelled_pair, monkeypatch):

@@ -116,8 +116,8 @@ def register(
         if unlabelled and chosen.bones == "exact" and bones == "auto" and bone_labels is None:
             with clock("find bones"):
                 found_in = bones_found(case, start.rigid)
-                if found_in.confidence:
-                    shown = in_view(found_in, case, start.rigid)
+                shown = in_view(found_in, case, start.rigid)
+                if shown:
                     ids = BoneIds(shown, shown)
                     case = only_bones(with_found_bones(case, found_in), ids)
                     prepared = with_labels(prepared, case)
