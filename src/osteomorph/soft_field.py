@@ -19,6 +19,7 @@ from osteomorph.plan import Level, SoftPlan
 from osteomorph.refine import smoothed, terms
 from osteomorph.regularity import Bending, Diffusion
 from osteomorph.spline import Basis, Roughness
+from osteomorph.threads import spread
 from osteomorph.transforms import Displacement, Velocity
 
 LEAST_DETERMINANT = 0.15
@@ -30,7 +31,7 @@ STILL = 1.1
 Smoothness = Sequence[tuple[str, float, Roughness]]
 
 SQUARINGS = 4
-"""Of the velocity while it is optimised on the coarse lattice."""
+"""Of the velocity: while it is optimised on the coarse lattice, and of what comes out."""
 
 
 def soft_field(
@@ -97,7 +98,7 @@ def soft_field(
         found.append((basis, control))
         before += basis(control)
     vectors = before.mul_(hold)
-    return (Velocity(vectors, grid) if plan.field == "velocity" else without_folds(vectors, grid)), history
+    return (Velocity(vectors, grid, SQUARINGS) if plan.field == "velocity" else without_folds(vectors, grid)), history
 
 
 def _smoothness(plan: SoftPlan, level: Level, basis: Basis, found: Sequence[tuple[Basis, Tensor]]) -> Smoothness:
@@ -109,7 +110,7 @@ def _smoothness(plan: SoftPlan, level: Level, basis: Basis, found: Sequence[tupl
 def without_folds(vectors: Float[Tensor, "3 i j k"], grid: Grid) -> Displacement | Velocity:
     """x + u(x) where that keeps a distance from folding, else the flow of u, which cannot fold."""
     if float(fields.jacobian_determinant(vectors, grid).min()) < LEAST_DETERMINANT:
-        return Velocity(vectors, grid)
+        return Velocity(vectors, grid, SQUARINGS)
     return Displacement(vectors, grid)
 
 
@@ -118,10 +119,9 @@ def ramp(regions: Sequence[DistanceMap], grid: Grid, ramp_mm: float) -> Float[Te
     still = STILL * float(np.linalg.norm(grid.spacing_mm))
     reach = still + ramp_mm
     least = torch.full(grid.shape, math.inf)
-    for region in regions:
-        box = region.box_on(grid, reach + 4 * float(grid.spacing_mm.max()))  # a region's map grows more slowly than distance
-        if box is not None:
-            least[box] = torch.minimum(least[box], region.on(grid.cropped(box)))
+    slack = 4 * float(grid.spacing_mm.max())  # a region's map grows more slowly than distance
+    seen = [(region, box) for region in regions if (box := region.box_on(grid, reach + slack)) is not None]
+    for (_, box), distance in zip(seen, spread(lambda item: item[0].on(grid.cropped(item[1])), seen), strict=True):
+        least[box] = torch.minimum(least[box], distance)
     share = ((least - still) / ramp_mm).clamp(0, 1)
     return share * share * (3 - 2 * share)
-
