@@ -7,7 +7,7 @@ import psutil
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid
 from osteomorph.plan import Plan
-from osteomorph.prepare import MARGIN_MM, canonical_grid
+from osteomorph.prepare import MARGIN_MM, affordable, canonical_grid
 
 BASE_BYTES = 600 * 2**20
 """Libraries and small change."""
@@ -15,8 +15,9 @@ BASE_BYTES = 600 * 2**20
 
 def estimate_bytes(fixed: Grid, moving: Grid, plan: Plan) -> int:
     """Peak of a registration of these two grids; measured peaks stand beside it in docs/benchmarks.md."""
-    target, other = (canonical_grid(grid, plan.prepare) for grid in (fixed, moving))
-    margin = int(MARGIN_MM / plan.prepare.spacing_mm)
+    settings = affordable(plan.prepare, fixed)
+    target, other = (canonical_grid(grid, settings) for grid in (fixed, moving))
+    margin = int(MARGIN_MM / settings.spacing_mm)
     carried = target.padded((margin, margin, margin))
     channels = 13 if plan.refine.weights.mind > 0 and plan.refine.levels else 1
     field = target.resampled(plan.refine.field_spacing_mm).voxels if plan.refine.levels else 0
