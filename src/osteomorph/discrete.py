@@ -19,6 +19,7 @@ from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image
 from osteomorph.measure import robust_fit
 from osteomorph.plan import DiscreteLevel, DiscretePlan
+from osteomorph.threads import spread
 from osteomorph.transforms import Displacement
 
 MOST_COSTS = 60_000_000
@@ -80,16 +81,12 @@ def discrete_step(
     reach = np.ceil(level.reach_mm / lattice.spacing_mm - 1e-6).astype(int)
     shifts = _shifts(reach)
     wide = lattice.padded((int(reach[0]), int(reach[1]), int(reach[2])))
-    sides = [
-        _Side(*_seen(image, weight, wide, field), level.stride, reach)
-        for image, weight, field in ((fixed, fixed_weight, None), (moving, moving_weight, start))
-    ]
-    nodes = lattice.strided(level.stride, sides[0].offset)
+    given = ((fixed, fixed_weight, None), (moving, moving_weight, start))
+    one, other = spread(lambda side: _Side(*_seen(side[0], side[1], wide, side[2]), level.stride, reach), given)
+    nodes = lattice.strided(level.stride, one.offset)
     steps = torch.as_tensor(lattice.affine[:3, :3].copy()).float()
-    forth, back = (
-        torch.tensordot(steps, _coupled(one, other, shifts, plan), 1)
-        for one, other in ((sides[0], sides[1]), (sides[1], sides[0]))
-    )
+    found = spread(lambda sides: _coupled(*sides, shifts, plan), ((one, other), (other, one)))
+    forth, back = (torch.tensordot(steps, vectors, 1) for vectors in found)
     for _ in range(AGREEMENTS):
         forth, back = _halfway(forth, back, nodes), _halfway(back, forth, nodes)
     if start is None:

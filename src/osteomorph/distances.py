@@ -94,6 +94,19 @@ class DistanceMap:
         index = np.stack(np.meshgrid(*ends, indexing="ij")).reshape(3, -1)
         return self.grid.affine @ np.vstack([index, np.ones(8)])
 
+    def box_on(self, grid: Grid, reach_mm: float) -> tuple[slice, slice, slice] | None:
+        """Voxels of a grid among which are all that lie within ``reach_mm`` of the body; None where there are none."""
+        if not self.inside.any():
+            return None
+        between = float(np.linalg.norm(self.grid.spacing_mm))  # where the map crosses 0 between two centres
+        index = grid.index(torch.as_tensor(self.corners_mm[:3].copy()))
+        wide = torch.as_tensor((reach_mm + between) / grid.spacing_mm)
+        low = (index.amin(1) - wide).floor().clamp(min=0).int().tolist()
+        high = [min(n, int(v) + 1) for v, n in zip((index.amax(1) + wide).ceil(), grid.shape, strict=True)]
+        if any(a >= b for a, b in zip(low, high, strict=True)):
+            return None
+        return slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2])
+
     @cached_property
     def surface(self) -> tuple[Float[Tensor, "3 m"], Float[Tensor, " m"]]:
         """Centres in world mm, float64, of the body's voxels with a face neighbour outside it, and the distances there."""

@@ -18,6 +18,7 @@ from osteomorph.exact_bones import ExactBones, stored_grid
 from osteomorph.geometry import Grid
 from osteomorph.image import Labels
 from osteomorph.polyrigid import Body, Polyrigid
+from osteomorph.threads import spread
 
 LEAST_LEFT = 0.5
 """Share of a bone that has to be left. One that lies so deep in others that it would lose more is kept whole, with its rim."""
@@ -40,7 +41,8 @@ def giving_way(base: Polyrigid, fixed: Grid, spacing_mm: float) -> Polyrigid:
     fixed: grid of the fixed image; next to a point is what lies a voxel away along its axes, at most as far as the bone's
     margin reaches. spacing_mm: at which fields are stored. What each bone lost is its ``given_mm3``.
     """
-    return replace(base, bodies=tuple(_given(body, _beside(fixed, spacing_mm)) for body in base.bodies))
+    offsets = _beside(fixed, spacing_mm)
+    return replace(base, bodies=tuple(spread(lambda body: _given(body, offsets), base.bodies)))
 
 
 def held(labels: Labels, base: Polyrigid, spacing_mm: float) -> Labels:

@@ -10,6 +10,7 @@ from torch.nn.functional import max_pool3d
 
 from osteomorph.geometry import Grid, affine_ramps
 from osteomorph.polyrigid import Polyrigid
+from osteomorph.threads import spread
 from osteomorph.transforms import Displacement, Rigid
 
 Then = Callable[[Float64[Tensor, "3 n"]], Float64[Tensor, "3 n"]]
@@ -69,7 +70,7 @@ def _compute(
     then: Then | None,
 ) -> None:
     """Fill in the nodes that are wanted, and those in a region or within ``near_mm`` of one where the transform starts."""
-    distance, owner = _nearest_region(transform, nodes)
+    distance, owner = _nearest_region(transform, nodes, near_mm)
     inside = distance <= 0
     flat = ((wanted | (distance <= near_mm)) & ~inside).flatten().nonzero()[:, 0]
     points = nodes.world(_unravelled(flat, nodes.shape).double())
@@ -114,21 +115,16 @@ def _halved(values: Float[Tensor, "3 i j k"], axis: int) -> Float[Tensor, "3 i2 
     return out
 
 
-def _nearest_region(transform: Polyrigid, nodes: Grid) -> tuple[Float[Tensor, "i j k"], Int[Tensor, "i j k"]]:
-    """Distance to the nearest region where the transform starts, and which: of nodes in the regions' crops, else infinite."""
+def _nearest_region(
+    transform: Polyrigid, nodes: Grid, near_mm: float
+) -> tuple[Float[Tensor, "i j k"], Int[Tensor, "i j k"]]:
+    """Distance to the nearest region where the transform starts, and which: of nodes within ``near_mm``, else above that."""
     distance = torch.full(nodes.shape, torch.inf)
     owner = torch.zeros(nodes.shape, dtype=torch.int16)
-    for k, region in enumerate(transform.regions):
-        ends = torch.stack(torch.meshgrid(*[torch.tensor([0.0, n - 1.0]).double() for n in region.grid.shape], indexing="ij"))
-        corners = nodes.index(region.grid.world(ends.flatten(1)))
-        low = [max(0, int(np.floor(float(v)))) for v in corners.amin(1)]
-        high = [min(n, int(np.ceil(float(v))) + 1) for v, n in zip(corners.amax(1), nodes.shape, strict=True)]
-        if any(a >= b for a, b in zip(low, high, strict=True)):
-            continue
-        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        cut = [b - n for b, n in zip(high, nodes.shape, strict=True)]
-        part = nodes.padded((-low[0], -low[1], -low[2]), (cut[0], cut[1], cut[2]))
-        here = region.on(part)
+    regions = transform.regions
+    seen = [(k, region, box) for k, region in enumerate(regions) if (box := region.box_on(nodes, near_mm)) is not None]
+    found = spread(lambda item: item[1].on(nodes.cropped(item[2])), seen)
+    for (k, _, box), here in zip(seen, found, strict=True):
         owner[box] = torch.where(here < distance[box], k, owner[box])
         distance[box] = torch.minimum(distance[box], here)
     return distance, owner

@@ -119,24 +119,9 @@ def ramp(regions: Sequence[DistanceMap], grid: Grid, ramp_mm: float) -> Float[Te
     reach = still + ramp_mm
     least = torch.full(grid.shape, math.inf)
     for region in regions:
-        box = grid_box(region, grid, reach)
-        if box is None:
-            continue
-        part = grid.padded(
-            tuple(-s.start for s in box),
-            tuple(s.stop - n for s, n in zip(box, grid.shape, strict=True)),
-        )
-        least[box] = torch.minimum(least[box], region.on(part))
+        box = region.box_on(grid, reach + 4 * float(grid.spacing_mm.max()))  # a region's map grows more slowly than distance
+        if box is not None:
+            least[box] = torch.minimum(least[box], region.on(grid.cropped(box)))
     share = ((least - still) / ramp_mm).clamp(0, 1)
     return share * share * (3 - 2 * share)
 
-
-def grid_box(region: DistanceMap, grid: Grid, reach_mm: float) -> tuple[slice, slice, slice] | None:
-    """Voxels of ``grid`` that may lie within ``reach_mm`` of a region; None where there is none."""
-    corners = grid.index(torch.as_tensor(region.corners_mm[:3].copy()))
-    wide = reach_mm / torch.as_tensor(grid.spacing_mm.copy()) + 4.0  # a region reaches a margin beyond its bone
-    low = (corners.amin(1) - wide).floor().int().clamp(min=0).tolist()
-    high = [min(n, int(v) + 1) for v, n in zip((corners.amax(1) + wide).ceil(), grid.shape, strict=True)]
-    if any(a >= b for a, b in zip(low, high, strict=True)):
-        return None
-    return slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2])

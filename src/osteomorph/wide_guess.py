@@ -12,6 +12,7 @@ from osteomorph.image import Image
 from osteomorph.plan import DiscreteLevel, DiscretePlan
 from osteomorph.resampling import regrid, resample
 from osteomorph.similarity import mind_ssc
+from osteomorph.threads import spread
 from osteomorph.transforms import Displacement, Rigid
 
 DESCRIBED = 3
@@ -54,9 +55,10 @@ def _described(
     onto = fixed.grid.padded((int(width[0]), int(width[1]), int(width[2])))
     through = start if found is None else start.after(found)
     moved = resample(_at(prepared.moving, level.spacing_mm), through, onto, outside="border")
+    here, there = spread(lambda image: image.with_data(mind_ssc(image.data[:1])), (fixed, moved))
     return discrete_step(
-        fixed.with_data(mind_ssc(fixed.data[:1])),
-        moved.with_data(mind_ssc(moved.data[:1])),
+        here,
+        there,
         level,
         plan,
         weight,
@@ -68,7 +70,7 @@ def _network_features(case: Case, start: Rigid) -> tuple[Image, Image]:
     """Of both images, the moving one's under its start. They do not turn with it, but were trained to match when turned."""
     from osteomorph.found_bones import features_of
 
-    fixed, moving = features_of(case.fixed), features_of(case.moving)
+    fixed, moving = spread(features_of, (case.fixed, case.moving))
     return fixed, Image(moving.data, moving.grid.moved(start.inverse().matrix))
 
 
