@@ -179,8 +179,8 @@ class Grid:
         return self.padded((-part[0].start, -part[1].start, -part[2].start), (after[0], after[1], after[2]))
 
     def slabs(self, planes: int = 16) -> Iterator[tuple[slice, "Grid"]]:
-        """The grid in parts of a few planes along the first axis, so that coordinates of all voxels never lie in memory: at most
-        ``planes``, and fewer where they are large."""
+        """The grid in parts of a few planes along the first axis, ``planes`` or fewer where they are large: coordinates of all
+        voxels never lie in memory."""
         step = max(1, min(planes, SLAB_VOXELS * self.shape[0] // self.voxels))
         for start in range(0, self.shape[0], step):
             stop = min(start + step, self.shape[0])

@@ -53,8 +53,10 @@ def canonical_grid(grid: Grid, plan: PreparePlan) -> Grid:
 
 
 def affordable(plan: PreparePlan, fixed: Grid) -> PreparePlan:
-    """The plan with its spacing raised, by as many `STEP_MM` as it takes, until a fixed image on that grid is prepared on at most
-    ``most_voxels``."""
+    """The plan with its spacing raised, in steps of `STEP_MM`, until a fixed image on that grid has at most ``most_voxels``.
+
+    A plan that names no such number, or a shape, is kept as it is.
+    """
     while plan.most_voxels is not None and plan.shape is None and canonical_grid(fixed, plan).voxels > plan.most_voxels:
         plan = plan.model_copy(update={"spacing_mm": round(plan.spacing_mm + STEP_MM, 6)})
     return plan

@@ -324,8 +324,8 @@ def _affordable(plan: Plan, fixed: Grid) -> tuple[Plan, tuple[str, ...]]:
         return plan, ()
     count = canonical_grid(fixed, plan.prepare).voxels / 1e6
     said = (
-        f"Registered at {found.spacing_mm:g} mm: at {plan.prepare.spacing_mm:g} mm the fixed image has {count:.0f} million voxels. "
-        "A plan's prepare.spacing_mm decides otherwise."
+        f"Registered at {found.spacing_mm:g} mm, since the fixed image has {count:.0f} million voxels at "
+        f"{plan.prepare.spacing_mm:g} mm. A plan with prepare.spacing_mm decides otherwise."
     )
     return plan.model_copy(update={"prepare": found}), (said,)
 
