@@ -61,9 +61,10 @@ def slice_plane(data: Shaped[Tensor, "i j k"], grid: Grid, plane: Plane, at_mm: 
 def middle_of_bones(grid: Grid, maps: Sequence[Labels]) -> np.ndarray:
     """World mm of the centroid of the first map that has a label; the grid's centre without any."""
     for labels in maps:
-        counts = [labels.mask()[0].sum([d for d in range(3) if d != axis]).double() for axis in range(3)]
-        if (total := counts[0].sum()) > 0:
-            middle = torch.stack([(torch.arange(len(n)).double() * n).sum() / total for n in counts])
+        mask = labels.mask()[0].numpy()
+        counts = [mask.sum(axis) for axis in ((1, 2), (0, 2), (0, 1))]
+        if counts[0].any():
+            middle = torch.tensor([np.average(np.arange(len(n)), weights=n) for n in counts], dtype=torch.float64)
             return grid.world(middle[:, None])[:, 0].numpy()
     return grid.centre_mm
 
