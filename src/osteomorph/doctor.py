@@ -7,7 +7,7 @@ import tempfile
 from importlib import metadata
 from typing import Literal, NamedTuple, final
 
-LIBRARIES = ("torch", "numpy", "scipy", "SimpleITK", "nibabel", "pydantic", "typer", "rich", "matplotlib")
+LIBRARIES = ("torch", "numpy", "scipy", "SimpleITK", "nibabel", "h5py", "pydantic", "typer", "rich", "matplotlib")
 EXTRAS = {"itk-elastix": "rigid start with elastix: pip install 'osteomorph[elastix]'", "monai": "only the benchmarks use it"}
 
 

@@ -250,6 +250,10 @@ def soft_around(
     progress: Progress | None,
 ) -> tuple[Displacement | Velocity, list[dict[str, float]]]:
     """psi, found with the moving image resampled through the bones' transform. dense: the guess that knows no bones."""
+    still = still_parts(base, prepared.fixed.grid, plan.around)
+    begin = besides_bones(dense, base, prepared) if plan.begin == "guess" else None
+    if not plan.levels:
+        return soft_field(prepared, still, plan, seed, progress, begin)
     transform = start.after(field)
     known = Image(torch.ones_like(prepared.moving.data[:1]), prepared.moving.grid)
     through = Case(
@@ -260,8 +264,7 @@ def soft_around(
             known if prepared.moving_mask is None else prepared.moving_mask, transform, field.grid, outside=0.0
         ),
     )
-    begin = besides_bones(dense, base, prepared) if plan.begin == "guess" else None
-    return soft_field(through, still_parts(base, prepared.fixed.grid, plan.around), plan, seed, progress, begin)
+    return soft_field(through, still, plan, seed, progress, begin)
 
 
 def still_parts(base: Polyrigid, grid: Grid, around: Literal["bone", "margin"]) -> list[DistanceMap]:
@@ -282,7 +285,7 @@ def besides_bones(dense: Transform, base: Polyrigid, prepared: Case) -> Displace
     grid = prepared.fixed.grid.resampled(np.maximum(GUESS_MM, prepared.fixed.grid.spacing_mm))
     points = grid.points(torch.float64).flatten(1)
     there = dense(points)
-    left = (base.inverse()(there) - points) * prepared.moving.grid.contains(there)
+    left = (base.inverse().moved(there) - points) * prepared.moving.grid.contains(there)
     return Displacement(left.float().unflatten(1, grid.shape), grid)
 
 

@@ -115,9 +115,7 @@ def _halved(values: Float[Tensor, "3 i j k"], axis: int) -> Float[Tensor, "3 i2 
     return out
 
 
-def _nearest_region(
-    transform: Polyrigid, nodes: Grid, near_mm: float
-) -> tuple[Float[Tensor, "i j k"], Int[Tensor, "i j k"]]:
+def _nearest_region(transform: Polyrigid, nodes: Grid, near_mm: float) -> tuple[Float[Tensor, "i j k"], Int[Tensor, "i j k"]]:
     """Distance to the nearest region where the transform starts, and which: of nodes within ``near_mm``, else above that."""
     distance = torch.full(nodes.shape, torch.inf)
     owner = torch.zeros(nodes.shape, dtype=torch.int16)

@@ -1,7 +1,7 @@
 """The HTML of one case. Whatever came from outside is text: escaped in HTML, and in JSON inside a script."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from math import hypot, isfinite
@@ -23,6 +23,7 @@ from osteomorph.report_volumes import (
     packed,
     text,
 )
+from osteomorph.threads import spread
 
 if TYPE_CHECKING:
     from osteomorph.report import Material
@@ -73,8 +74,9 @@ def code_script(code: str) -> str:
 def page(material: "Material") -> str:
     """report.html of a case."""
     viewer = asset("built/viewer.js")
-    first = overlay_picture(material)
-    content = json_script("case", viewer_data(material)) if viewer is not None else ""
+    makers: list[Callable[[Material], Any]] = [overlay_picture, maps_picture]
+    first, maps, *volumes = spread(lambda make: make(material), makers if viewer is None else [*makers, viewer_data])
+    content = json_script("case", volumes[0]) if volumes else ""
     notices = asset("built/NOTICES.txt") if viewer is not None else None
     body = "\n".join(
         [
@@ -83,7 +85,7 @@ def page(material: "Material") -> str:
             _notes(material),
             _figures(material),
             _viewer() if viewer is not None else "",
-            _pictures(first, maps_picture(material), viewer is not None),
+            _pictures(first, maps, viewer is not None),
             _bones(material),
             _certificate(material.record),
             _provenance(material.record),

@@ -30,7 +30,7 @@ STILL = 1.1
 Smoothness = Sequence[tuple[str, float, Roughness]]
 
 SQUARINGS = 4
-"""Of the velocity while it is optimised on the coarse lattice."""
+"""Of the velocity: while it is optimised on the coarse lattice, and of what comes out."""
 
 
 def soft_field(
@@ -97,7 +97,7 @@ def soft_field(
         found.append((basis, control))
         before += basis(control)
     vectors = before.mul_(hold)
-    return (Velocity(vectors, grid) if plan.field == "velocity" else without_folds(vectors, grid)), history
+    return (Velocity(vectors, grid, SQUARINGS) if plan.field == "velocity" else without_folds(vectors, grid)), history
 
 
 def _smoothness(plan: SoftPlan, level: Level, basis: Basis, found: Sequence[tuple[Basis, Tensor]]) -> Smoothness:
@@ -109,7 +109,7 @@ def _smoothness(plan: SoftPlan, level: Level, basis: Basis, found: Sequence[tupl
 def without_folds(vectors: Float[Tensor, "3 i j k"], grid: Grid) -> Displacement | Velocity:
     """x + u(x) where that keeps a distance from folding, else the flow of u, which cannot fold."""
     if float(fields.jacobian_determinant(vectors, grid).min()) < LEAST_DETERMINANT:
-        return Velocity(vectors, grid)
+        return Velocity(vectors, grid, SQUARINGS)
     return Displacement(vectors, grid)
 
 
@@ -124,4 +124,3 @@ def ramp(regions: Sequence[DistanceMap], grid: Grid, ramp_mm: float) -> Float[Te
             least[box] = torch.minimum(least[box], region.on(grid.cropped(box)))
     share = ((least - still) / ramp_mm).clamp(0, 1)
     return share * share * (3 - 2 * share)
-

@@ -1,5 +1,9 @@
 """A rigid start on images alone: mutual information over six degrees of freedom, coarse to fine, from several poses."""
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -14,7 +18,7 @@ from osteomorph.image import Image
 from osteomorph.plan import InitialisePlan
 from osteomorph.resampling import regrid, resample
 from osteomorph.rigid_search import Pair, about, climb, middle
-from osteomorph.threads import threads
+from osteomorph.threads import spread, threads
 from osteomorph.transforms import Rigid
 
 TURN_DEG = 18.0
@@ -57,8 +61,7 @@ def start_on_images(case: Case, plan: InitialisePlan, seed: int, from_centres: b
             "The fields of view do not overlap: the images are in different frames. Give labels of both images, or begin at "
             "their centres (--initial centres), or give a transform (--initial TRANSFORM)."
         )
-    with threads(1):
-        return _search([_pair(case, spacing, plan.bins) for spacing in plan.spacings_mm], seed, from_centres)
+    return _search(_pairs(case, plan.spacings_mm, plan.bins), seed, from_centres)
 
 
 def _search(pairs: list[Pair], seed: int, from_centres: bool) -> Found:
@@ -66,7 +69,10 @@ def _search(pairs: list[Pair], seed: int, from_centres: bool) -> Found:
     warnings: list[str] = []
     for rank, pair in enumerate(pairs):
         coarsest, decides = rank == 0, rank == min(1, len(pairs) - 1)
-        poses = climb(pair, poses, STEPS, COARSE_SAMPLES if coarsest else SAMPLES, seed, with_overlap=coarsest)
+        samples = COARSE_SAMPLES if coarsest else SAMPLES
+        climbers = partial(climb, pair, steps=STEPS, samples=samples, seed=seed, with_overlap=coarsest)
+        with threads(1) if len(poses) == 1 else nullcontext():
+            poses = torch.cat(list(spread(climbers, poses.chunk(torch.get_num_threads()))))
         poses, scores = _ranked(pair, poses, seed, with_overlap=coarsest)
         if decides:
             warnings += _rivals(pair, poses, scores)
@@ -79,21 +85,29 @@ def _search(pairs: list[Pair], seed: int, from_centres: bool) -> Found:
     return _rigid(poses[0]), "images", score, tuple(warnings)
 
 
-def _pair(case: Case, spacing_mm: float, bins: int) -> Pair:
-    """Both sides at one resolution, never finer than they are, and as many bins as their voxels allow, at most ``bins``."""
-    sides = []
-    for image, mask in ((case.fixed, case.fixed_mask), (case.moving, case.moving_mask)):
-        grid = image.grid.resampled(np.maximum(spacing_mm, image.grid.spacing_mm))
-        coarse = regrid(image.with_data(image.data[:1]), grid)
-        coarse = coarse.with_data(coarse.data.clamp(0, 1))
-        weight = coarse.with_data(torch.ones_like(coarse.data))
-        if mask is not None:
-            weight = resample(mask, Rigid.identity(), grid, outside=0.0)
-        body = foreground(coarse, margin_mm=0.0)
-        sides.append((equalised(coarse, body), body, weight))
-    (fixed, fixed_body, fixed_weight), (moving, moving_body, moving_weight) = sides
-    few = 1 + int(np.sqrt(2 * UNRELATED_NATS * min(fixed.grid.voxels, moving.grid.voxels)))
-    return Pair(fixed, moving, fixed_body, moving_body, fixed_weight, moving_weight, max(LEAST_BINS, min(bins, few)))
+def _pairs(case: Case, spacings_mm: Sequence[float], bins: int) -> list[Pair]:
+    """Both sides at each resolution, and as many bins as their voxels allow, at most ``bins``."""
+    given = ((case.fixed, case.fixed_mask), (case.moving, case.moving_mask))
+    wanted = [(*side, spacing_mm) for spacing_mm in spacings_mm for side in given]
+    sides = list(spread(lambda side: _side(*side), reversed(wanted)))[::-1]  # the finest take longest
+    pairs = []
+    for fixed, moving in zip(sides[::2], sides[1::2], strict=True):
+        few = 1 + int(np.sqrt(2 * UNRELATED_NATS * min(fixed[0].grid.voxels, moving[0].grid.voxels)))
+        most = max(LEAST_BINS, min(bins, few))
+        pairs.append(Pair(fixed[0], moving[0], fixed[1], moving[1], fixed[2], moving[2], most))
+    return pairs
+
+
+def _side(image: Image, mask: Image | None, spacing_mm: float) -> tuple[Image, Image, Image]:
+    """An image, its body and its weight at one resolution, never finer than it is."""
+    grid = image.grid.resampled(np.maximum(spacing_mm, image.grid.spacing_mm))
+    coarse = regrid(image.with_data(image.data[:1]), grid)
+    coarse = coarse.with_data(coarse.data.clamp(0, 1))
+    weight = coarse.with_data(torch.ones_like(coarse.data))
+    if mask is not None:
+        weight = resample(mask, Rigid.identity(), grid, outside=0.0)
+    body = foreground(coarse, margin_mm=0.0)
+    return equalised(coarse, body), body, weight
 
 
 def equalised(image: Image, body: Image) -> Image:

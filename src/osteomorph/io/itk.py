@@ -1,6 +1,6 @@
 """The RAS/LPS border: MHA and NRRD volumes, and ITK transforms, through SimpleITK.
 
-ITK's world is LPS: x and y have the other sign. Its arrays come as (k, j, i). Both stay in this file.
+ITK's world is LPS: x and y have the other sign. Its arrays come as (k, j, i). Both stay here and in `itk_hdf5`.
 
 One difference remains: outside a displacement field's grid (beyond the outer voxel faces) ITK leaves points where they
 are, and `Displacement` goes on with the border's vector. So give a field a grid that holds the points asked for.
@@ -18,10 +18,8 @@ from osteomorph.geometry import Grid
 from osteomorph.io import nifti
 from osteomorph.io.files import ITK, NIFTI, PathLike, existing, suffix, volume_format, writing
 from osteomorph.io.headers import Header, repaired_grid, warn
-from osteomorph.transforms import Chain, Displacement, Rigid, Transform, Velocity
-
-FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""RAS <-> LPS, for points and for vectors; it is its own inverse."""
+from osteomorph.io.itk_hdf5 import FLIP, write_composite
+from osteomorph.transforms import Chain, Displacement, Rigid, Transform
 
 TRANSFORMS = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
 """Endings of ITK transform files."""
@@ -134,16 +132,13 @@ def write_transform(path: PathLike, transform: Transform) -> None:
     if ending not in (".h5", ".hdf5", ".tfm"):
         raise InputError(f"{path}: transforms are written as .h5, or as .tfm where they are rigid. Give a name that ends so.")
     steps = _flat(transform)
-    if ending == ".tfm" and not (len(steps) == 1 and isinstance(steps[0], Rigid)):
-        raise InputError(f"{path}: .tfm holds a rigid transform alone, and this one is more. Give a name that ends in .h5.")
     with writing(path) as target:
-        if ending == ".tfm":
-            sitk.WriteTransform(_to_itk(steps[0]), str(target))
-            return
-        composite = sitk.CompositeTransform(3)
-        for step in reversed(steps):  # ITK applies the last one added first
-            composite.AddTransform(_to_itk(step))
-        sitk.WriteTransform(composite, str(target))
+        if ending != ".tfm":
+            write_composite(target, steps)
+        elif len(steps) == 1 and isinstance(steps[0], Rigid):
+            sitk.WriteTransform(_affine_transform(steps[0]), str(target))
+        else:
+            raise InputError(f"{path}: .tfm holds a rigid transform alone, and this one is more. Give a name that ends in .h5.")
 
 
 def _flat(transform: Transform) -> list[Transform]:
@@ -152,26 +147,12 @@ def _flat(transform: Transform) -> list[Transform]:
     return [transform]
 
 
-def _to_itk(step: Transform) -> sitk.Transform:
-    if isinstance(step, Rigid):
-        lps = FLIP @ step.matrix @ FLIP
-        affine = sitk.AffineTransform(3)  # other readers know no Euler angles
-        affine.SetMatrix(lps[:3, :3].ravel().tolist())
-        affine.SetTranslation(lps[:3, 3].tolist())
-        return affine
-    if isinstance(step, Velocity):
-        step = step.flow
-    if isinstance(step, Displacement):
-        ours = step.vectors.detach().cpu().numpy()
-        lps_vectors = np.empty(ours.shape[::-1], ours.dtype)
-        for planes, _ in step.grid.slabs(8):  # a few planes at a time stay in the cache
-            lps_vectors[:, :, planes] = np.ascontiguousarray(ours[:, planes]).transpose(3, 2, 1, 0)
-        lps_vectors *= FLIP.diagonal()[:3].astype(ours.dtype)
-        image = sitk.Cast(sitk.GetImageFromArray(lps_vectors, isVector=True), sitk.sitkVectorFloat64)
-        del lps_vectors
-        _place(image, step.grid)
-        return sitk.DisplacementFieldTransform(image)
-    raise ValueError(f"No ITK form of {type(step).__name__}. Sample it: Displacement(transform.displacement(grid), grid).")
+def _affine_transform(step: Rigid) -> sitk.Transform:
+    lps = FLIP @ step.matrix @ FLIP
+    affine = sitk.AffineTransform(3)  # other readers know no Euler angles
+    affine.SetMatrix(lps[:3, :3].ravel().tolist())
+    affine.SetTranslation(lps[:3, 3].tolist())
+    return affine
 
 
 # -- transforms, in -----------------------------------------------------------------------------------------------------
