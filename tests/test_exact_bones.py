@@ -15,7 +15,7 @@ from osteomorph.apply import apply_transform
 from osteomorph.case import Case
 from osteomorph.certificate import Certificate
 from osteomorph.distances import distance_maps
-from osteomorph.exact_bones import ExactBones, first_poses, robust_fit, sides_of, still_parts, stored_grid, warnings_of
+from osteomorph.exact_bones import ExactBones, first_poses, robust_fit, sides_of, still_parts, warnings_of
 from osteomorph.geometry import Grid
 from osteomorph.image import Labels
 from osteomorph.io import read_labels, read_transform, write_image
@@ -25,6 +25,7 @@ from osteomorph.pose import BonePose
 from osteomorph.registration import register
 from osteomorph.resampling import resample
 from osteomorph.soft_field import STILL, ramp, soft_field, without_folds
+from osteomorph.stored_fields import stored_grid
 from osteomorph.transforms import Displacement, Rigid, Velocity
 
 SOFT = SoftPlan(

@@ -10,13 +10,13 @@ from scipy.spatial.transform import Rotation
 from test_polyrigid import about, bent, box, cube_grid, draw
 
 from osteomorph.certificate import certify
-from osteomorph.exact_bones import stored_grid
 from osteomorph.fields import jacobian_determinant
 from osteomorph.geometry import Grid, sample
 from osteomorph.held_bones import LEAST_LEFT, giving_way, held
 from osteomorph.image import Labels
 from osteomorph.polyrigid import Polyrigid, from_labels
 from osteomorph.resampling import resample
+from osteomorph.stored_fields import stored_grid
 from osteomorph.transforms import Rigid
 
 SPACING_MM = 1.0

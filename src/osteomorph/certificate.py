@@ -98,7 +98,7 @@ def _points(transform: Polyrigid, grid: Grid, points: int, generator: torch.Gene
     for body in transform.bodies:
         distance = body.region.values[0]
         band = ((distance > 0) & (distance < NEAR_MM)).nonzero()
-        band = band[torch.randperm(len(band), generator=generator)[: 10 * points]]
+        band = band[torch.randperm(len(band), generator=generator)[: 2 * points]]
         here = body.bone.grid.world(band.T.double())
         seen = grid.contains(here)
         here = here[:, seen]

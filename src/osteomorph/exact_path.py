@@ -16,8 +16,6 @@ from osteomorph.exact_bones import (
     relative_field,
     sides_of,
     soft_around,
-    stored_field,
-    stored_grid,
 )
 from osteomorph.foreground import foreground
 from osteomorph.geometry import Grid
@@ -25,6 +23,7 @@ from osteomorph.inputs import Bones
 from osteomorph.plan import Plan
 from osteomorph.polyrigid import Polyrigid
 from osteomorph.pose import BonePose
+from osteomorph.stored_fields import stored_field, stored_grid
 from osteomorph.transforms import Displacement, Rigid, Transform
 
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from osteomorph.case import Case
 from osteomorph.distances import DistanceMap, distance_maps
-from osteomorph.exact_bones import ExactBones, stored_grid
+from osteomorph.exact_bones import ExactBones
 from osteomorph.geometry import Grid
 from osteomorph.image import Labels
 from osteomorph.polyrigid import Body, Polyrigid
+from osteomorph.stored_fields import stored_grid
 from osteomorph.threads import spread
 
 LEAST_LEFT = 0.5

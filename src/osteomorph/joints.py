@@ -10,12 +10,17 @@ from torch import Tensor
 from osteomorph.distances import DistanceMap, box_gap_mm
 from osteomorph.geometry import Grid
 from osteomorph.rigid_paths import PATH_KINDS, PathKind, rigid_path
+from osteomorph.threads import spread
 
 SHARE = 0.25
 """Part of the gap to another bone that a bone's margin may take at most."""
 
 WATCHED_MM = 10.0
 """Bones further apart than this are no joint."""
+
+
+NEAREST = 200
+"""Points of a bone, nearest to another one at either end of the path, where it is looked how steep the motion is."""
 
 
 @final
@@ -72,13 +77,20 @@ def _at(matrix: np.ndarray, points: Tensor) -> Tensor:
     return m[:3, :3] @ points + m[:3, 3, None]
 
 
+def _along(matrices: np.ndarray, points: Tensor) -> Tensor:
+    """(m, 3, n): points under each of m matrices."""
+    m = torch.as_tensor(np.ascontiguousarray(matrices), dtype=points.dtype)
+    return m[:, :3, :3] @ points + m[:, :3, 3:]
+
+
 def pair_gaps(bones: list[DistanceMap], path: np.ndarray) -> np.ndarray:
     """(m, k, k) gap in mm between every two bones at every time of a path, infinite on the diagonal.
 
     Below 0 bones overlap. Where bones are further apart than `WATCHED_MM` it may be less than their gap, never less than that.
     """
     out = np.full((*path.shape[:2], path.shape[1]), np.inf)
-    for first in range(len(bones)):
+
+    def of(first: int) -> None:
         points, depth = bones[first].surface
         for second in range(first):
             relative = np.linalg.inv(path[:, second]) @ path[:, first]
@@ -94,6 +106,9 @@ def pair_gaps(bones: list[DistanceMap], path: np.ndarray) -> np.ndarray:
                     bound[near] = bones[second](_at(matrix, points[:, near]))
                 last = matrix
                 out[time, first, second] = out[time, second, first] = float((depth + bound).min())
+
+    for _ in spread(of, reversed(range(len(bones)))):
+        pass
     return out
 
 
@@ -132,19 +147,24 @@ def rigid_region(own: int, bones: list[DistanceMap], relative: np.ndarray, margi
 
 def steepness(bones: list[DistanceMap], regions: list[DistanceMap], relative: np.ndarray) -> float:
     """Bound on the velocity's derivative: 1.5 x relative speed / gap between the regions, at bones' surfaces."""
-    per_time = len(relative) - 1
-    steepest = 0.0
-    for own in range(len(bones)):
-        points = bones[own].surface[0]
-        points = points[:, :: max(1, points.shape[1] // 3000)]
-        own_distance = regions[own](points).clamp(min=0)
-        for other in range(len(bones)):
-            if other == own or min(box_gap_mm(bones[own], bones[other], m) for m in relative[:, other, own]) > 3 * WATCHED_MM:
-                continue
-            for time in range(per_time + 1):
-                step = (time, time + 1) if time < per_time else (time - 1, time)
-                there = _at(relative[time, other, own], points)
-                speed = (_at(relative[step[1], other, own] - relative[step[0], other, own], points)).norm(dim=0) * per_time
-                between = own_distance + regions[other](there).clamp(min=0)
-                steepest = max(steepest, float((1.5 * speed / between.clamp(min=1e-3)).max()))
+    return max(spread(lambda own: _steepest(own, bones, regions, relative), range(len(bones))))
+
+
+def _steepest(own: int, bones: list[DistanceMap], regions: list[DistanceMap], relative: np.ndarray) -> float:
+    surface = bones[own].surface[0]
+    surface = surface[:, :: max(1, surface.shape[1] // 3000)]
+    around = regions[own](surface).clamp(min=0)
+    last, steepest = len(relative) - 1, 0.0
+    for other in range(len(bones)):
+        matrices = relative[:, other, own]
+        if other == own or min(box_gap_mm(bones[own], bones[other], m) for m in matrices) > 3 * WATCHED_MM:
+            continue
+        looked = {int(k) for end in (0, last) for k in regions[other](_at(matrices[end], surface)).argsort()[:NEAREST]}
+        looked |= set(range(0, surface.shape[1], 10))  # what is near on the way need not be near at its ends
+        chosen = torch.tensor(sorted(looked))
+        points, distance = surface[:, chosen], around[chosen]
+        there = _along(matrices, points)
+        speed = (there[1:] - there[:-1]).norm(dim=1) * last
+        beyond = regions[other](there.transpose(0, 1).flatten(1)).unflatten(0, (last + 1, -1)).clamp(min=0)
+        steepest = max(steepest, float((1.5 * torch.cat([speed, speed[-1:]]) / (distance + beyond).clamp(min=1e-3)).max()))
     return steepest

@@ -29,7 +29,7 @@ STEPS = (4, 64)
 TOLERANCE_MM = {torch.float64: 1e-5, torch.float32: 5e-4}
 """What the implicit half step is solved to."""
 
-CHUNK = 1 << 15
+CHUNK = 1 << 16
 """Points moved at a time, to stay in the cache."""
 
 LARGEST_ANGLE_DEG = 170.0

@@ -15,7 +15,7 @@ from osteomorph.case import Case
 from osteomorph.clock import Clock
 from osteomorph.descent import Progress
 from osteomorph.errors import InputError
-from osteomorph.exact_bones import ExactBones, certificate_json, stored_grid, stored_inverse, warnings_of
+from osteomorph.exact_bones import ExactBones, certificate_json, warnings_of
 from osteomorph.exact_path import exact_path
 from osteomorph.foreground import foreground
 from osteomorph.geometry import Grid, overlap_mm3
@@ -42,6 +42,7 @@ from osteomorph.recipes import not_optimised, recipe, recipe_names
 from osteomorph.refine import refine as optimise
 from osteomorph.resampling import resample
 from osteomorph.similarity import mutual_information
+from osteomorph.stored_fields import stored_grid, stored_inverse
 from osteomorph.threads import threads as limited
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
 from osteomorph.unlabelled import FoundIn, bones_found, in_view, with_found_bones

@@ -19,6 +19,7 @@ from osteomorph.plan import Level, SoftPlan
 from osteomorph.refine import smoothed, terms
 from osteomorph.regularity import Bending, Diffusion
 from osteomorph.spline import Basis, Roughness
+from osteomorph.threads import spread
 from osteomorph.transforms import Displacement, Velocity
 
 LEAST_DETERMINANT = 0.15
@@ -118,9 +119,9 @@ def ramp(regions: Sequence[DistanceMap], grid: Grid, ramp_mm: float) -> Float[Te
     still = STILL * float(np.linalg.norm(grid.spacing_mm))
     reach = still + ramp_mm
     least = torch.full(grid.shape, math.inf)
-    for region in regions:
-        box = region.box_on(grid, reach + 4 * float(grid.spacing_mm.max()))  # a region's map grows more slowly than distance
-        if box is not None:
-            least[box] = torch.minimum(least[box], region.on(grid.cropped(box)))
+    slack = 4 * float(grid.spacing_mm.max())  # a region's map grows more slowly than distance
+    seen = [(region, box) for region in regions if (box := region.box_on(grid, reach + slack)) is not None]
+    for (_, box), distance in zip(seen, spread(lambda item: item[0].on(grid.cropped(item[1])), seen), strict=True):
+        least[box] = torch.minimum(least[box], distance)
     share = ((least - still) / ramp_mm).clamp(0, 1)
     return share * share * (3 - 2 * share)
