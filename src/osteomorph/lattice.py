@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 from torch.nn.functional import max_pool3d
 
-from osteomorph.geometry import Grid, affine_ramps
+from osteomorph.geometry import SLAB_VOXELS, Grid, affine_ramps
 from osteomorph.polyrigid import Polyrigid
 from osteomorph.threads import spread
 from osteomorph.transforms import Displacement, Rigid
@@ -73,9 +73,10 @@ def _compute(
     distance, owner = _nearest_region(transform, nodes, near_mm)
     inside = distance <= 0
     flat = ((wanted | (distance <= near_mm)) & ~inside).flatten().nonzero()[:, 0]
-    points = nodes.world(_unravelled(flat, nodes.shape).double())
-    moved = transform.moved(points)
-    values.flatten(1)[:, flat] = ((moved if then is None else then(moved)) - points).float()
+    for part in flat.split(SLAB_VOXELS):
+        points = nodes.world(_unravelled(part, nodes.shape).double())
+        moved = transform.moved(points)
+        values.flatten(1)[:, part] = ((moved if then is None else then(moved)) - points).float()
     for k, body in enumerate(transform.bodies):
         flat = (inside & (owner == k)).flatten().nonzero()[:, 0]
         points = nodes.world(_unravelled(flat, nodes.shape).double())
@@ -103,15 +104,15 @@ def _halved(values: Float[Tensor, "3 i j k"], axis: int) -> Float[Tensor, "3 i2 
     n = values.shape[axis]
     if n == 1:
         return values
-    first = 2 * values.narrow(axis, 0, 1) - values.narrow(axis, 1, 1)
-    last = 2 * values.narrow(axis, n - 1, 1) - values.narrow(axis, n - 2, 1)
-    wide = torch.cat([first, values, last], axis)
-    outer = wide.narrow(axis, 0, n - 1) + wide.narrow(axis, 3, n - 1)
-    inner = values.narrow(axis, 0, n - 1) + values.narrow(axis, 1, n - 1)
-    middle = inner.mul_(9).sub_(outer).div_(16)
     out = torch.empty(*values.shape[:axis], 2 * n - 1, *values.shape[axis + 1 :])
-    even, odd = ((slice(None),) * axis + (slice(start, None, 2),) for start in (0, 1))
-    out[even], out[odd] = values, middle
+    even, odd = ((slice(None),) * (axis - 1) + (slice(start, None, 2),) for start in (0, 1))
+    for old, new in zip(values, out, strict=True):  # one component's copies at a time
+        first = 2 * old.narrow(axis - 1, 0, 1) - old.narrow(axis - 1, 1, 1)
+        last = 2 * old.narrow(axis - 1, n - 1, 1) - old.narrow(axis - 1, n - 2, 1)
+        wide = torch.cat([first, old, last], axis - 1)
+        outer = wide.narrow(axis - 1, 0, n - 1) + wide.narrow(axis - 1, 3, n - 1)
+        inner = old.narrow(axis - 1, 0, n - 1) + old.narrow(axis - 1, 1, n - 1)
+        new[even], new[odd] = old, inner.mul_(9).sub_(outer).div_(16)
     return out
 
 
