@@ -37,6 +37,7 @@ def default() -> Plan:
     return penalty().model_copy(
         update={
             "name": "default",
+            "prepare": PreparePlan(most_voxels=16_000_000),
             "bones": "exact",
             "discrete": DiscretePlan(
                 levels=(
