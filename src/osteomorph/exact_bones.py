@@ -318,7 +318,7 @@ def warnings_of(exact: ExactBones, names: Mapping[int, str]) -> list[str]:
         )
     for body in exact.base.bodies:
         if body.given_share > GIVEN_AWAY:
-            name, share = names.get(body.label, body.label), 100 * body.given_share
+            name, share = names.get(body.label, str(body.label)), 100 * body.given_share
             out.append(f"{share:.0f} % of what was found of bone {name} lies too near to other bones and is not held rigid.")
     if certificate.narrowest_gap_mm is not None and certificate.narrowest_gap_mm < 0:
         pair = " and ".join(names.get(label, str(label)) for label in certificate.narrowest_pair or ())
