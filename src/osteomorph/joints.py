@@ -1,5 +1,6 @@
 """Bones that move against each other: how near they come on the way, and what of each can stay rigid."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -18,6 +19,9 @@ SHARE = 0.25
 WATCHED_MM = 10.0
 """Bones further apart than this are no joint."""
 
+
+STEP_MM = 0.5
+"""Of two bones against each other, from one look at a path to the next."""
 
 NEAREST = 200
 """Points of a bone, nearest to another one at either end of the path, where it is looked how steep the motion is."""
@@ -38,7 +42,7 @@ class Joints:
     def of(cls, bones: list[DistanceMap], ends: np.ndarray) -> "Joints":
         centroids = np.stack([bone.grid.world(bone.inside.nonzero().T.double()).mean(1).numpy() for bone in bones])
         still = np.tile(np.eye(4), (1, len(bones), 1, 1))
-        samples = int(np.clip(np.ceil(2 * _travel(bones, ends)), 5, 33))
+        samples = int(np.clip(np.ceil(_travel(bones, ends) / STEP_MM), 5, 33))
         return cls(bones, ends, centroids, pair_gaps(bones, still)[0], samples)
 
     def path(self, kind: PathKind, times: int) -> np.ndarray:
@@ -75,6 +79,16 @@ def _shift(grid: Grid, first: np.ndarray, second: np.ndarray) -> float:
 def _at(matrix: np.ndarray, points: Tensor) -> Tensor:
     m = torch.as_tensor(np.ascontiguousarray(matrix), dtype=points.dtype)
     return m[:3, :3] @ points + m[:3, 3, None]
+
+
+def _apart(matrices: np.ndarray, grid: Grid) -> Iterator[np.ndarray]:
+    """Of the matrices along a path those that move a grid by `STEP_MM` or more since the last one, and the ends."""
+    last = matrices[0]
+    yield last
+    for number, matrix in enumerate(matrices[1:], 2):
+        if number == len(matrices) or _shift(grid, matrix, last) >= STEP_MM:
+            yield matrix
+            last = matrix
 
 
 def _along(matrices: np.ndarray, points: Tensor) -> Tensor:
@@ -133,7 +147,7 @@ def rigid_region(own: int, bones: list[DistanceMap], relative: np.ndarray, margi
             continue
         least = torch.full_like(here, torch.inf)
         bound, last = torch.full_like(here, -torch.inf), matrices[0]
-        for matrix in matrices:
+        for matrix in _apart(matrices, bone.grid):
             bound = bound - _shift(bone.grid, matrix, last)
             near = (bound <= reach - here.clamp(min=0)).nonzero()[:, 0]
             if len(near):
