@@ -50,7 +50,7 @@ def default() -> Plan:
                     DiscreteLevel(spacing_mm=2.0, reach_mm=6.0, stride=3),
                 ),
             ),
-            "pose": PosePlan(spacings_mm=(2.0, 1.0), search_mm=0.0, search_deg=0.0),
+            "pose": PosePlan(spacings_mm=(2.0, 1.0), search_deg=0.0),
             "soft": SoftPlan(
                 ramp_mm=10.0,
                 lattice_mm=6.0,
