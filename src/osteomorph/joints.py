@@ -13,7 +13,7 @@ from osteomorph.geometry import Grid
 from osteomorph.rigid_paths import PATH_KINDS, PathKind, rigid_path
 from osteomorph.threads import spread
 
-SHARE = 0.25
+SHARE = 0.35
 """Part of the gap to another bone that a bone's margin may take at most."""
 
 WATCHED_MM = 10.0
@@ -127,8 +127,10 @@ def pair_gaps(bones: list[DistanceMap], path: np.ndarray) -> np.ndarray:
 
 
 def rigid_region(own: int, bones: list[DistanceMap], relative: np.ndarray, margin: float, gap: float) -> DistanceMap:
-    """Distance to what moves rigidly with a bone: d <= margin, d <= SHARE (d + d'), d' - d >= gap for any other bone at
-    distance d', at every sampled time. Where two regions are thus bounded, they are at least ``gap`` apart.
+    """Distance to what moves rigidly with a bone: d <= margin, d <= SHARE (d + d') and d' >= gap / 2 for any other bone at
+    distance d', at every sampled time; where the two overlap, d' - d >= gap instead of the last.
+
+    So regions of bones that touch are ``gap`` apart, and those of bones with a space between leave (1 - 2 SHARE) of it.
     """
     bone = bones[own]
     distance = bone.values[0].flatten()
@@ -154,7 +156,7 @@ def rigid_region(own: int, bones: list[DistanceMap], relative: np.ndarray, margi
                 bound[near] = bones[other](_at(matrix, points[:, near]))
                 least[near] = torch.minimum(least[near], bound[near])
             last = matrix
-        shared = torch.maximum((1 - SHARE) * here - SHARE * least, (here - least + gap) / 2)
+        shared = torch.maximum((1 - SHARE) * here - SHARE * least, (gap - least + torch.minimum(here, -least)) / 2)
         region[band] = torch.maximum(region[band], shared)
     return DistanceMap(region.unflatten(0, shape)[None], bone.grid)
 
