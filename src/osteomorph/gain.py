@@ -68,7 +68,8 @@ def even_gain(case: Case, side: Side, reach_mm: float) -> Case:
     for planes, part in image.grid.slabs():
         here = sample(gain[None], coarse.grid, part.points().flatten(1)).unflatten(-1, part.shape)
         data[:, planes] = image.data[:, planes] / here.exp()
-    return replace(case, **{side: image.with_data(data)})
+    even = image.with_data(data)
+    return replace(case, fixed=even) if side == "fixed" else replace(case, moving=even)
 
 
 def _coarse(image: Image) -> Image:
