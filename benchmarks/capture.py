@@ -1,7 +1,7 @@
 """From how far off bones are found on the path that `register` runs: share of bones within 1 mm, against the start's error.
 
     python benchmarks/capture.py [--pairs lumbar:6 knee:2 pelvis:1] [--errors 0 5 10 15 20] [--seed 900] [--soft harmonic]
-                                 [--frame moving|fixed|found] [--keep FOLDER] [--out FILE.md]
+                                 [--frame moving|fixed|found] [--search MM] [--keep FOLDER] [--out FILE.md]
 
 Pairs of `osteomorph simulate` whose bones move against each other (up to 12-22 mm for the bone that moves most, each joint up
 to 2.5 times its usual range), contrasts in turn, exact labels of the moving image. The rigid start given is that of the lowest
@@ -179,6 +179,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=900)
     parser.add_argument("--soft", default="harmonic", choices=SOFT)
     parser.add_argument("--frame", default="moving", choices=["moving", "fixed", "found"])
+    parser.add_argument("--search", type=float, help="shifts of a bone that poses try where it is not found, mm; the recipe's")
     parser.add_argument("--keep", type=Path, help="folder where simulated pairs are kept and looked for")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -188,6 +189,8 @@ def main() -> int:
         parser.error(f"Views are {', '.join(PROCEDURAL)}.")
     pairs = [(k, made(view, k, options)) for view, count in wanted for k in range(int(count))]
     plan = default()
+    if options.search is not None:
+        plan = plan.model_copy(update={"pose": plan.pose.model_copy(update={"search_mm": options.search})})
     lines = [HEADING, ["---"] * len(HEADING)]
     for amount in options.errors:
         ran = [run(pair, k, amount, plan, options.frame) for k, pair in pairs]

@@ -4,11 +4,12 @@
 
 PAIR is the folder of one simulated pair (`osteomorph simulate`). Both its images are interpolated onto grids of each shape over
 their own fields of view, so that anatomy and motion stay as they are, and registered without labels. A row that the CSV holds
-is not run again.
+is not run again. Errors are means in mm over voxels of labelled bones and of soft tissue within 30 mm of them.
 """
 
 import argparse
 import csv
+import json
 import shutil
 import sys
 import tempfile
@@ -16,19 +17,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
+from torch import Tensor
 
 from osteomorph import io
 from osteomorph.geometry import Grid
 from osteomorph.image import Image
+from osteomorph.measure import SOFT_REACH_MM, target_registration_error
 from osteomorph.resampling import resample
 from osteomorph.transforms import Rigid
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
+from metrics import Known, read_known
 from spent import run
 
 MODES = {"one-shot": ("--no-refine",), "default": ()}
-COLUMNS = ("shape", "spacing_mm", "mode", "threads", "wall_s", "cpu_s", "peak_gb", "code")
+COLUMNS = ("shape", "spacing_mm", "mode", "threads", "wall_s", "cpu_s", "peak_gb", "code", "bone_mm", "soft_mm", "prepared_mm")
 LIMIT_S = 3600.0
+POINTS = 300_000
+"""About how many voxels of bone, and of soft tissue, errors are measured at."""
 
 
 def shaped(image: Image, shape: tuple[int, int, int]) -> Image:
@@ -38,6 +45,29 @@ def shaped(image: Image, shape: tuple[int, int, int]) -> Image:
     affine[:3, :3] = image.grid.direction * spacing
     affine[:3, 3] = image.grid.centre_mm - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     return resample(image, Rigid.identity(), Grid(shape, affine), outside="border")
+
+
+def judged(known: Known) -> dict[str, Tensor]:
+    """World mm of what errors are measured at, where the moving image shows it."""
+    labels = known.case.fixed_labels
+    assert labels is not None
+    bone = labels.mask()[0]
+    near = ndimage.distance_transform_edt(~bone.numpy(), sampling=labels.grid.spacing_mm) <= SOFT_REACH_MM
+    found = {}
+    for name, mask in (("bone_mm", bone), ("soft_mm", torch.from_numpy(near) & known.soft.mask()[0] & ~bone)):
+        index = mask.nonzero()
+        points = labels.grid.world(index[:: max(1, len(index) // POINTS)].T.double())
+        found[name] = points[:, known.case.moving.grid.contains(known.truth(points))]
+    return found
+
+
+def errors(out: Path, known: Known, points: dict[str, Tensor]) -> dict[str, float]:
+    """Of a result, and the spacing it was registered at; nothing where there is none."""
+    if not (out / "result.json").is_file():
+        return {}
+    transform = io.read_transform(out / "transform.h5")
+    found = {name: float(target_registration_error(transform, known.truth, here).mean()) for name, here in points.items()}
+    return found | {"prepared_mm": json.loads((out / "result.json").read_text())["plan"]["prepare"]["spacing_mm"]}
 
 
 def main() -> None:
@@ -51,7 +81,8 @@ def main() -> None:
     told = parser.parse_args()
     rows = list(csv.DictReader(told.out.open())) if told.out.is_file() else []
     known = {(row["shape"], row["mode"], row["threads"]) for row in rows}
-    given = {side: io.read_image(told.pair / f"{side}.nii.gz") for side in ("fixed", "moving")}
+    pair = read_known(told.pair)
+    given, points = {"fixed": pair.case.fixed, "moving": pair.case.moving}, judged(pair)
     for text in told.shapes:
         i, j, k = (int(n) for n in text.split(","))
         name = f"{i}x{j}x{k}"
@@ -71,8 +102,10 @@ def main() -> None:
                 command += [] if told.plan is None else ["--plan", str(told.plan)]
                 shutil.rmtree(folder / "out", ignore_errors=True)
                 spent = run(command, told.out.with_name(f"{told.out.stem}-{name}-{mode}.log"), dict(environment()), LIMIT_S)
-                made = (name, spacing, mode, told.threads, spent.wall_s, spent.cpu_s, spent.peak_gb, spent.code)
-                rows.append({c: f"{v:.4g}" if isinstance(v, float) else str(v) for c, v in zip(COLUMNS, made, strict=True)})
+                made = {"shape": name, "spacing_mm": spacing, "mode": mode, "threads": told.threads, "wall_s": spent.wall_s}
+                made |= {"cpu_s": spent.cpu_s, "peak_gb": spent.peak_gb, "code": spent.code}
+                made |= errors(folder / "out", pair, points)
+                rows.append({key: f"{v:.4g}" if isinstance(v, float) else str(v) for key, v in made.items()})
                 with told.out.open("w", newline="") as file:
                     writer = csv.DictWriter(file, COLUMNS)
                     writer.writeheader()

@@ -206,6 +206,13 @@ def test_slabs_are_the_grid_in_order(grid):
     assert [planes.start for planes, _ in parts] == list(range(0, grid.shape[0], 5))
 
 
+def test_slabs_of_large_planes_are_thinner(monkeypatch):
+    monkeypatch.setattr("osteomorph.geometry.SLAB_VOXELS", 1000)
+    grid = Grid((7, 20, 20), np.eye(4))
+    assert [(planes.start, planes.stop) for planes, _ in grid.slabs()] == [(0, 2), (2, 4), (4, 6), (6, 7)]
+    assert [part.shape[0] for _, part in Grid((3, 40, 40), np.eye(4)).slabs()] == [1, 1, 1]
+
+
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS.keys())
 def test_what_lies_around_points_holds_them_and_a_margin(grid):
     points = grid.points(torch.float64)[:, 6:9, 7:9, 5:7].flatten(1)

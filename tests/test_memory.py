@@ -15,6 +15,16 @@ def test_the_estimate_grows_with_the_pair_and_falls_with_the_spacing():
     assert memory.estimate_bytes(large, large, coarse) < memory.estimate_bytes(large, large, plan)
 
 
+def test_512_voxels_a_side_of_a_whole_pelvis_fit_into_8_gb():
+    grid = Grid((512, 512, 512), np.diag([455 / 512, 250 / 512, 297 / 512, 1.0]))
+    for name in ("default", "one-shot"):
+        plan = recipe(name)
+        needed = memory.estimate_bytes(grid, grid, plan)
+        assert needed < 8 * 2**30
+        unlimited = plan.model_copy(update={"prepare": plan.prepare.model_copy(update={"most_voxels": None})})
+        assert memory.estimate_bytes(grid, grid, unlimited) > needed
+
+
 def test_too_large_a_pair_is_refused_with_a_remedy(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda: 2**30)
     grid = Grid((512, 512, 512), np.eye(4))

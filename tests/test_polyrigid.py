@@ -332,6 +332,23 @@ def test_the_tree_keeps_a_joint_centred_that_screws_close():
     assert joints.widest_path() == "tree"
 
 
+@pytest.mark.parametrize(("space", "margin"), [(1, 0.2), (2, 0.6), (3, 1.0)])
+def test_bones_with_a_space_between_share_most_of_it(space, margin):
+    """Poses or labels that are off by as much leave the true bones rigid."""
+    grid = cube_grid()
+    near = draw(grid, box((0, 0, -7), (8.0, 8, 7)), box((0, 0, 7 + space), (8.0, 8, 7)))
+    poses = {1: Rigid.identity(), 2: about((0.0, 0, 0), (0, 0, 4), (0.6, 0.0, 0.2))}
+    transform = from_labels(poses, near)
+    for body, outwards in zip(transform.bodies, (1.0, -1.0), strict=True):
+        surface = body.bone.grid.world((body.bone.inside & (body.bone.values[0] > -0.6)).nonzero().T.double())
+        off = surface + torch.tensor([[0.0], [0.0], [(0.5 + margin) * outwards]])
+        assert (transform(off) - body.pose(off)).norm(dim=0).max() < 1e-9
+    found = certify(transform, grid, 4000)
+    assert sum(found.rim_voxels.values()) == 0
+    assert found.least_determinant > 0.1
+    assert found.inverse_max_mm < 0.01
+
+
 def test_touching_bones_lose_a_rim_that_is_reported_and_no_more():
     grid = cube_grid()
     touching = draw(grid, box((0, 0, -7), (8.0, 8, 7)), box((0, 0, 7), (8.0, 8, 7)))

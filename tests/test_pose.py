@@ -6,6 +6,7 @@ import torch
 from conftest import axis_grid, oblique_grid
 from scipy import ndimage
 
+from osteomorph import pose
 from osteomorph.case import Case
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid
@@ -121,6 +122,17 @@ def test_far_start_needs_the_search():
     truth = motion([8.0, 6.0, -6.0], [7.0, 5.0, -4.0])
     plan = PosePlan(points=5000, search_mm=12.0)
     assert error_mm(poses(case, {1: Rigid.identity()}, plan, [1], "moving")[1].pose, truth, case.fixed_labels) < 0.3
+
+
+def test_bone_that_is_found_from_its_start_is_not_searched_for(monkeypatch):
+    searched = []
+    monkeypatch.setattr(pose, "search", lambda *_: searched.append(1) or [])
+    plan = PosePlan(spacings_mm=(2.0, 1.0), points=5000, search_mm=16.0)
+    near = made(VIEWS["RAS"], VIEWS["LPS"], TRUTH)
+    assert poses(near, {1: Rigid.identity()}, plan, [1], "moving")[1].determined
+    assert not searched
+    poses(near, {1: motion([0.0, 0.0, 0.0], [13.0, -12.0, 11.0])}, plan, [1], "moving")
+    assert searched
 
 
 def test_same_inputs_give_the_same_bits():

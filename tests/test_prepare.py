@@ -11,7 +11,7 @@ from osteomorph.errors import InputError
 from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image, Labels
 from osteomorph.plan import PreparePlan
-from osteomorph.prepare import cropped_moving, moved_case, prepare, resampled_case
+from osteomorph.prepare import affordable, canonical_grid, cropped_moving, moved_case, prepare, resampled_case
 from osteomorph.resampling import resample
 from osteomorph.transforms import Rigid
 
@@ -222,3 +222,22 @@ def test_far_from_what_the_fixed_image_shows_the_moving_one_is_let_go():
     assert torch.equal(
         sample(crop.moving_labels.data, crop.moving_labels.grid, near, "nearest"), sample(labels.data, grid, near, "nearest")
     )
+
+
+def test_a_large_field_of_view_is_prepared_on_the_finest_grid_that_is_affordable(grid):
+    plan = PreparePlan(spacing_mm=0.5, most_voxels=20_000)
+    found = affordable(plan, grid)
+    assert canonical_grid(grid, found).voxels <= 20_000
+    finer = found.model_copy(update={"spacing_mm": found.spacing_mm - 0.05})
+    assert canonical_grid(grid, finer).voxels > 20_000
+    assert affordable(found, grid) == found  # so that a recorded plan gives the same again
+
+
+@pytest.mark.parametrize("plan", [PreparePlan(spacing_mm=0.5), PreparePlan(spacing_mm=0.5, most_voxels=10, shape=(8, 9, 10))])
+def test_a_spacing_that_a_plan_insists_on_is_kept(grid, plan):
+    assert affordable(plan, grid) == plan
+
+
+def test_a_small_field_of_view_keeps_its_spacing(grid):
+    plan = PreparePlan(spacing_mm=3.0, most_voxels=canonical_grid(grid, PreparePlan(spacing_mm=3.0)).voxels)
+    assert affordable(plan, grid) == plan

@@ -11,7 +11,8 @@ from osteomorph import registration, unlabelled
 from osteomorph.case import Case
 from osteomorph.found_bones import FoundBones
 from osteomorph.image import Image, Labels
-from osteomorph.plan import DiscretePlan, RefinePlan
+from osteomorph.plan import DiscretePlan, PreparePlan, RefinePlan
+from osteomorph.prepare import canonical_grid, prepare
 from osteomorph.recipes import default, not_optimised, one_shot
 from osteomorph.registration import register
 from osteomorph.transforms import Rigid
@@ -116,6 +117,43 @@ def test_found_bones_are_exact_and_said_to_be_found(unlabelled_pair, monkeypatch
     assert {str(bone["label"]): bone["given_away_mm3"] for bone in told["bones"]} == given
     assert json.loads((out / "result.json").read_text())["bones_from"] == "network, moving image"
     assert (out / "moved_labels.nii.gz").is_file()
+
+
+def test_a_large_field_of_view_is_registered_at_longer_voxels_and_says_so(unlabelled_pair, monkeypatch, tmp_path):
+    case, labels, *_ = unlabelled_pair
+    monkeypatch.setattr(unlabelled, "find_bones", detector(0.9, [labels]))
+    voxels = canonical_grid(case.fixed.grid, PreparePlan(spacing_mm=2.2)).voxels
+    quick = PLAN.model_copy(update={"soft": PLAN.soft.model_copy(update={"levels": ()})})
+    result = register(case.fixed, case.moving, plan=quick.model_copy(update={"prepare": PreparePlan(most_voxels=voxels)}))
+    assert result.carried.fixed.grid.voxels <= voxels
+    assert result.plan.prepare.spacing_mm == pytest.approx(2.2)
+    assert {float(body.bone.grid.spacing_mm.max().round(6)) for body in result.exact.base.bodies} == {2.2}
+    assert all(bone.residual_mm < 1e-3 for bone in result.bones)  # at every voxel of the labels as they were found
+    (note,) = result.notes
+    assert note.startswith("Registered at 2.2 mm")
+    assert result.passed == (not result.warnings)
+    out = result.write(tmp_path / "out")
+    told = json.loads((out / "result.json").read_text())
+    assert (told["notes"], told["plan"]["prepare"]["spacing_mm"]) == ([note], 2.2)
+    assert "Registered at 2.2 mm" in (out / "report.html").read_text()
+
+
+def test_a_spacing_of_the_users_own_wins(unlabelled_pair, monkeypatch):
+    case, labels, *_ = unlabelled_pair
+    monkeypatch.setattr(unlabelled, "find_bones", detector(0.9, [labels]))
+    quick = PLAN.model_copy(update={"soft": PLAN.soft.model_copy(update={"levels": ()})})
+    result = register(case.fixed, case.moving, plan=quick)
+    assert (result.plan.prepare.spacing_mm, result.notes) == (1.5, ())
+    assert default().prepare.most_voxels is not None
+
+
+def test_bones_end_by_their_own_voxels_unless_those_are_much_smaller(unlabelled_pair):
+    case, labels, *_ = unlabelled_pair
+    case = Case(case.fixed, case.moving, moving_labels=labels)
+    found = unlabelled.FoundIn("moving", FoundBones(labels, dict.fromkeys(labels.ids(), 0.9)))
+    fine, coarse = (prepare(case, PreparePlan(spacing_mm=h)) for h in (1.5, 2.2))
+    assert found.outlined(case, fine) is case
+    assert found.outlined(case, coarse) is coarse
 
 
 def test_found_bones_out_of_view_leave_a_soft_result(unlabelled_pair, monkeypatch):

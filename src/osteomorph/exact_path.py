@@ -64,10 +64,12 @@ def exact_path(
     bones: Bones,
     clock: Clock,
     options: Options | None = None,
+    outlined: Case | None = None,
 ) -> ExactPath | None:
     """From a rigid start, fixed mm -> moving mm, to exact bones and soft tissue; None where no bone is in view.
 
-    case: as given. prepared: from it. ids: labels that are bone. clock: told every step.
+    case: as given. prepared: from it. ids: labels that are bone. clock: told every step. outlined: whose labels say where bones
+    end, by default those of the case as given.
     """
     chosen = Options() if options is None else options
     sides = sides_of(ids, bones, prepared)
@@ -84,7 +86,8 @@ def exact_path(
             found = refined_poses(prepared, first, plan, sides, clock.told("poses"))
     spacing = plan.prepare.spacing_mm
     with clock("bones"):
-        base = build_base(found, case.fixed_labels, case.moving_labels, bones, spacing, chosen.margin_voxels)
+        labels = case if outlined is None else outlined
+        base = build_base(found, labels.fixed_labels, labels.moving_labels, bones, spacing, chosen.margin_voxels)
         motion = chosen.between(base, start, prepared.fixed.grid)
     with clock("soft"):
         if prepared.fixed_mask is None:

@@ -61,10 +61,8 @@ def find_bones(image: Image, network: BoneNetwork | None = None, settings: Insta
     data = _outlined(logit, near, image.grid)
     if bool(ct):
         data = torch.from_numpy(parted(data.numpy(), image.data[0].float().cpu().numpy(), image.grid.spacing_mm))
-    present = {int(k) for k in torch.unique(data)} - {0}
-    stored = np.dtype(np.uint8 if len(confidence) < 256 else np.uint16)
-    labels = Labels(data[None], image.grid, stored=stored)
-    return FoundBones(labels, {k: c for k, c in confidence.items() if k in present})
+    labels = Labels(data[None], image.grid, stored=np.dtype(np.uint8 if len(confidence) < 256 else np.uint16))
+    return FoundBones(labels, {k: c for k, c in confidence.items() if k in labels.ids()})
 
 
 def features_of(image: Image, network: BoneNetwork | None = None) -> Image:
@@ -182,7 +180,7 @@ def _spread(numbers: Int[np.ndarray, "i j k"]) -> Int[np.ndarray, "i j k"]:
 def _outlined(logit: Image, near: Int[np.ndarray, "p q r"], onto: Grid) -> Int[Tensor, "i j k"]:
     """The number of each voxel of ``onto``: bone where the interpolated logit says so, of the bone whose share is largest."""
     bone = regrid(logit, onto).data[0] > 0
-    out = torch.zeros(onto.shape, dtype=torch.int32)
+    out = torch.zeros(onto.shape, dtype=torch.int16)
     most = torch.zeros(onto.shape)
     for number, box in enumerate(ndimage.find_objects(near), 1):
         if box is None:

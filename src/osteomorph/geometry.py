@@ -25,6 +25,9 @@ MANY_CHANNELS = 8
 GATHERED = 1 << 17
 """Points whose neighbours are read together: eight rows of channels each."""
 
+SLAB_VOXELS = 1 << 20
+"""About how many voxels are worked on at once: their coordinates take 24 bytes each, several times over."""
+
 ANATOMICAL_AXES = {"LR": "LR", "RL": "LR", "AP": "PA", "PA": "PA", "IS": "IS", "SI": "IS"}
 
 
@@ -176,9 +179,11 @@ class Grid:
         return self.padded((-part[0].start, -part[1].start, -part[2].start), (after[0], after[1], after[2]))
 
     def slabs(self, planes: int = 16) -> Iterator[tuple[slice, "Grid"]]:
-        """The grid in parts of a few planes along the first axis, so that coordinates of all voxels never lie in memory."""
-        for start in range(0, self.shape[0], planes):
-            stop = min(start + planes, self.shape[0])
+        """The grid in parts of a few planes along the first axis, ``planes`` or fewer where they are large: coordinates of all
+        voxels never lie in memory."""
+        step = max(1, min(planes, SLAB_VOXELS * self.shape[0] // self.voxels))
+        for start in range(0, self.shape[0], step):
+            stop = min(start + step, self.shape[0])
             yield slice(start, stop), self.padded((-start, 0, 0), (stop - self.shape[0], 0, 0))
 
     def moved(self, matrix: np.ndarray) -> "Grid":

@@ -15,6 +15,9 @@ from osteomorph.geometry import Grid
 Part = tuple[slice, slice, slice]
 """Of a volume, along its array axes."""
 
+MANY = 1 << 16
+"""Largest id up to which ids are looked up in a table."""
+
 FEW = 8
 """Ids that are compared one by one."""
 
@@ -74,7 +77,13 @@ class Labels:
 
     @cached_property
     def _ids(self) -> tuple[int, ...]:
-        return tuple(int(v) for v in torch.unique(self.data) if v != 0)
+        most = int(self.data.max())
+        if int(self.data.min()) < 0 or most > MANY:
+            return tuple(int(v) for v in torch.unique(self.data) if v != 0)
+        seen = torch.zeros(most + 1, dtype=torch.bool)
+        for plane in self.data[0]:  # sorting, or a histogram at once, takes many times the map's memory
+            seen |= torch.bincount(plane.flatten(), minlength=most + 1).cpu() > 0
+        return tuple(int(v) for v in seen.nonzero()[:, 0] if v != 0)
 
     def name(self, label: int) -> str:
         return self.names.get(label, str(label))
@@ -90,7 +99,8 @@ class Labels:
 
     def only(self, ids: Iterable[int]) -> "Labels":
         """The same map with every other id set to background."""
-        return replace(self, data=self.data * self.mask(ids))
+        wanted = set(ids)
+        return self if wanted.issuperset(self._ids) else replace(self, data=self.data * self.mask(wanted))
 
     def to(self, device: torch.device | str) -> "Labels":
         return replace(self, data=self.data.to(device))

@@ -1,5 +1,6 @@
 """Bones that move against each other: how near they come on the way, and what of each can stay rigid."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -12,12 +13,15 @@ from osteomorph.geometry import Grid
 from osteomorph.rigid_paths import PATH_KINDS, PathKind, rigid_path
 from osteomorph.threads import spread
 
-SHARE = 0.25
+SHARE = 0.35
 """Part of the gap to another bone that a bone's margin may take at most."""
 
 WATCHED_MM = 10.0
 """Bones further apart than this are no joint."""
 
+
+STEP_MM = 0.5
+"""Of two bones against each other, from one look at a path to the next."""
 
 NEAREST = 200
 """Points of a bone, nearest to another one at either end of the path, where it is looked how steep the motion is."""
@@ -38,7 +42,7 @@ class Joints:
     def of(cls, bones: list[DistanceMap], ends: np.ndarray) -> "Joints":
         centroids = np.stack([bone.grid.world(bone.inside.nonzero().T.double()).mean(1).numpy() for bone in bones])
         still = np.tile(np.eye(4), (1, len(bones), 1, 1))
-        samples = int(np.clip(np.ceil(2 * _travel(bones, ends)), 5, 33))
+        samples = int(np.clip(np.ceil(_travel(bones, ends) / STEP_MM), 5, 33))
         return cls(bones, ends, centroids, pair_gaps(bones, still)[0], samples)
 
     def path(self, kind: PathKind, times: int) -> np.ndarray:
@@ -77,6 +81,16 @@ def _at(matrix: np.ndarray, points: Tensor) -> Tensor:
     return m[:3, :3] @ points + m[:3, 3, None]
 
 
+def _apart(matrices: np.ndarray, grid: Grid) -> Iterator[np.ndarray]:
+    """Of the matrices along a path those that move a grid by `STEP_MM` or more since the last one, and the ends."""
+    last = matrices[0]
+    yield last
+    for number, matrix in enumerate(matrices[1:], 2):
+        if number == len(matrices) or _shift(grid, matrix, last) >= STEP_MM:
+            yield matrix
+            last = matrix
+
+
 def _along(matrices: np.ndarray, points: Tensor) -> Tensor:
     """(m, 3, n): points under each of m matrices."""
     m = torch.as_tensor(np.ascontiguousarray(matrices), dtype=points.dtype)
@@ -113,8 +127,10 @@ def pair_gaps(bones: list[DistanceMap], path: np.ndarray) -> np.ndarray:
 
 
 def rigid_region(own: int, bones: list[DistanceMap], relative: np.ndarray, margin: float, gap: float) -> DistanceMap:
-    """Distance to what moves rigidly with a bone: d <= margin, d <= SHARE (d + d'), d' - d >= gap for any other bone at
-    distance d', at every sampled time. Where two regions are thus bounded, they are at least ``gap`` apart.
+    """Distance to what moves rigidly with a bone: d <= margin, d <= SHARE (d + d') and d' >= gap / 2 for any other bone at
+    distance d', at every sampled time; where the two overlap, d' - d >= gap instead of the last.
+
+    So regions of bones that touch are ``gap`` apart, and those of bones with a space between leave (1 - 2 SHARE) of it.
     """
     bone = bones[own]
     distance = bone.values[0].flatten()
@@ -133,14 +149,14 @@ def rigid_region(own: int, bones: list[DistanceMap], relative: np.ndarray, margi
             continue
         least = torch.full_like(here, torch.inf)
         bound, last = torch.full_like(here, -torch.inf), matrices[0]
-        for matrix in matrices:
+        for matrix in _apart(matrices, bone.grid):
             bound = bound - _shift(bone.grid, matrix, last)
             near = (bound <= reach - here.clamp(min=0)).nonzero()[:, 0]
             if len(near):
                 bound[near] = bones[other](_at(matrix, points[:, near]))
                 least[near] = torch.minimum(least[near], bound[near])
             last = matrix
-        shared = torch.maximum((1 - SHARE) * here - SHARE * least, (here - least + gap) / 2)
+        shared = torch.maximum((1 - SHARE) * here - SHARE * least, (gap - least + torch.minimum(here, -least)) / 2)
         region[band] = torch.maximum(region[band], shared)
     return DistanceMap(region.unflatten(0, shape)[None], bone.grid)
 

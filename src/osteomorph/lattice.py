@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 from torch.nn.functional import max_pool3d
 
-from osteomorph.geometry import Grid, affine_ramps
+from osteomorph.geometry import SLAB_VOXELS, Grid, affine_ramps
+from osteomorph.image import Part
 from osteomorph.polyrigid import Polyrigid
 from osteomorph.threads import spread
 from osteomorph.transforms import Displacement, Rigid
@@ -70,17 +71,18 @@ def _compute(
     then: Then | None,
 ) -> None:
     """Fill in the nodes that are wanted, and those in a region or within ``near_mm`` of one where the transform starts."""
-    distance, owner = _nearest_region(transform, nodes, near_mm)
+    distance, owner, boxes = _nearest_region(transform, nodes, near_mm)
     inside = distance <= 0
     flat = ((wanted | (distance <= near_mm)) & ~inside).flatten().nonzero()[:, 0]
-    points = nodes.world(_unravelled(flat, nodes.shape).double())
-    moved = transform.moved(points)
-    values.flatten(1)[:, flat] = ((moved if then is None else then(moved)) - points).float()
-    for k, body in enumerate(transform.bodies):
-        flat = (inside & (owner == k)).flatten().nonzero()[:, 0]
-        points = nodes.world(_unravelled(flat, nodes.shape).double())
+    for part in flat.split(SLAB_VOXELS):
+        points = nodes.world(_unravelled(part, nodes.shape).double())
+        moved = transform.moved(points)
+        values.flatten(1)[:, part] = ((moved if then is None else then(moved)) - points).float()
+    for k, box in boxes.items():
+        body = transform.bodies[k]
         pose = body.pose.inverse() if transform.backward else body.pose
-        values.flatten(1)[:, flat] = (pose(points) - points).float()
+        rigid, here = rigid_displacement(pose, nodes.cropped(box)), (slice(None), *box)
+        values[here] = torch.where(inside[box] & (owner[box] == k), rigid, values[here])
 
 
 def _unravelled(flat: Int[Tensor, " n"], shape: tuple[int, int, int]) -> Int[Tensor, "3 n"]:
@@ -103,26 +105,29 @@ def _halved(values: Float[Tensor, "3 i j k"], axis: int) -> Float[Tensor, "3 i2 
     n = values.shape[axis]
     if n == 1:
         return values
-    first = 2 * values.narrow(axis, 0, 1) - values.narrow(axis, 1, 1)
-    last = 2 * values.narrow(axis, n - 1, 1) - values.narrow(axis, n - 2, 1)
-    wide = torch.cat([first, values, last], axis)
-    outer = wide.narrow(axis, 0, n - 1) + wide.narrow(axis, 3, n - 1)
-    inner = values.narrow(axis, 0, n - 1) + values.narrow(axis, 1, n - 1)
-    middle = inner.mul_(9).sub_(outer).div_(16)
     out = torch.empty(*values.shape[:axis], 2 * n - 1, *values.shape[axis + 1 :])
-    even, odd = ((slice(None),) * axis + (slice(start, None, 2),) for start in (0, 1))
-    out[even], out[odd] = values, middle
+    even, odd = ((slice(None),) * (axis - 1) + (slice(start, None, 2),) for start in (0, 1))
+    for old, new in zip(values, out, strict=True):  # one component's copies at a time
+        first = 2 * old.narrow(axis - 1, 0, 1) - old.narrow(axis - 1, 1, 1)
+        last = 2 * old.narrow(axis - 1, n - 1, 1) - old.narrow(axis - 1, n - 2, 1)
+        wide = torch.cat([first, old, last], axis - 1)
+        outer = wide.narrow(axis - 1, 0, n - 1) + wide.narrow(axis - 1, 3, n - 1)
+        inner = old.narrow(axis - 1, 0, n - 1) + old.narrow(axis - 1, 1, n - 1)
+        new[even], new[odd] = old, inner.mul_(9).sub_(outer).div_(16)
     return out
 
 
-def _nearest_region(transform: Polyrigid, nodes: Grid, near_mm: float) -> tuple[Float[Tensor, "i j k"], Int[Tensor, "i j k"]]:
-    """Distance to the nearest region where the transform starts, and which: of nodes within ``near_mm``, else above that."""
+def _nearest_region(
+    transform: Polyrigid, nodes: Grid, near_mm: float
+) -> tuple[Float[Tensor, "i j k"], Int[Tensor, "i j k"], dict[int, Part]]:
+    """Distance to the nearest region where the transform starts, and which: of nodes within ``near_mm``, else above that. And
+    the box of nodes that each region reaches."""
     distance = torch.full(nodes.shape, torch.inf)
     owner = torch.zeros(nodes.shape, dtype=torch.int16)
     regions = transform.regions
-    seen = [(k, region, box) for k, region in enumerate(regions) if (box := region.box_on(nodes, near_mm)) is not None]
-    found = spread(lambda item: item[1].on(nodes.cropped(item[2])), seen)
-    for (k, _, box), here in zip(seen, found, strict=True):
+    boxes = {k: box for k, region in enumerate(regions) if (box := region.box_on(nodes, near_mm)) is not None}
+    found = spread(lambda item: regions[item[0]].on(nodes.cropped(item[1])), boxes.items())
+    for (k, box), here in zip(boxes.items(), found, strict=True):
         owner[box] = torch.where(here < distance[box], k, owner[box])
         distance[box] = torch.minimum(distance[box], here)
-    return distance, owner
+    return distance, owner, boxes

@@ -7,7 +7,7 @@ import psutil
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid
 from osteomorph.plan import Plan
-from osteomorph.prepare import MARGIN_MM, canonical_grid
+from osteomorph.prepare import MARGIN_MM, affordable, canonical_grid
 
 BASE_BYTES = 600 * 2**20
 """Libraries and small change."""
@@ -15,8 +15,15 @@ BASE_BYTES = 600 * 2**20
 
 def estimate_bytes(fixed: Grid, moving: Grid, plan: Plan) -> int:
     """Peak of a registration of these two grids; measured peaks stand beside it in docs/benchmarks.md."""
-    target, other = (canonical_grid(grid, plan.prepare) for grid in (fixed, moving))
-    margin = int(MARGIN_MM / plan.prepare.spacing_mm)
+    settings = affordable(plan.prepare, fixed)
+    target, other = (canonical_grid(grid, settings) for grid in (fixed, moving))
+    if plan.bones == "exact":
+        given = 6 * (fixed.voxels + moving.voxels)  # images, and labels in two bytes
+        registering = (215 if plan.soft.levels else 170) * target.voxels
+        stored = [min(grid.voxels, 2 * even.voxels) for grid, even in ((fixed, target), (moving, other))]
+        writing = 40 * target.voxels + 12 * stored[0] + 40 * stored[1] + 10 * fixed.voxels + 4 * moving.voxels
+        return int(BASE_BYTES + given + max(registering, writing))
+    margin = int(MARGIN_MM / settings.spacing_mm)
     carried = target.padded((margin, margin, margin))
     channels = 13 if plan.refine.weights.mind > 0 and plan.refine.levels else 1
     field = target.resampled(plan.refine.field_spacing_mm).voxels if plan.refine.levels else 0
@@ -25,9 +32,6 @@ def estimate_bytes(fixed: Grid, moving: Grid, plan: Plan) -> int:
     describing = 4 * (channels + 6) * (target.voxels + carried.voxels)
     optimising = 4 * 3 * 20 * field
     writing = 12 * fixed.voxels + 4 * 3 * 12 * field
-    if plan.bones == "exact":  # fields of the bones' motion and of soft tissue, and what files hold, at the voxels' spacing
-        preparing += 12 * (3 * carried.voxels + target.voxels)
-        writing += 60 * min(fixed.voxels, 4 * target.voxels) + 36 * min(moving.voxels, 4 * carried.voxels)
     return int(BASE_BYTES + native + max(preparing + describing + optimising, writing))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
-from osteomorph.slices import STYLES, VIEWS, Plane, Slice, grey, middle_of_bones, slice_plane
+from osteomorph.slices import STYLES, VIEWS, Plane, Slice, grey_slice, middle_of_bones, slice_plane
 
 GAP = 6
 """Pixels between panels."""
@@ -211,7 +211,7 @@ def overlay_sheet(
     maps = {"fixed": fixed_labels, "moving": before_labels, "moved": moved_labels}
     drawn = [kind for kind, labels in maps.items() if labels is not None]
     at_mm = middle_of_bones(grid, [labels for labels in maps.values() if labels is not None])
-    shades = {"fixed": grey(fixed)[0], "before": grey(before)[0], "moved": grey(moved)[0]}
+    shown = {"fixed": fixed, "before": before, "moved": moved}
     columns: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
         ("fixed", ("fixed",), ("fixed",)),
         ("moving, before", ("before",), ("moving",)),
@@ -226,7 +226,7 @@ def overlay_sheet(
     sheet = Sheet.of(grid, 286, titles, bars=bars, heading=title, footer=LINE if drawn or length is not None else 0)
     for row, plane in enumerate(VIEWS):
         for column, (_, images, contours) in enumerate(columns):
-            parts = [slice_plane(shades[image], grid, plane, at_mm) for image in images]
+            parts = [grey_slice(shown[image], plane, at_mm) for image in images]
             panel = coloured(enlarged(_blend(parts), sheet.shape(row)), "grey", 0.0, 1.0)
             for kind in contours:
                 panel = outlined(panel, maps[kind], plane, at_mm, *STYLES[kind])

@@ -20,6 +20,8 @@ class PreparePlan(_Stage):
 
     spacing_mm: float = Field(default=1.0, gt=0)
     """Isotropic spacing images are registered at."""
+    most_voxels: int | None = Field(default=None, ge=1)
+    """Of the fixed image: where it would have more, the spacing grows until it does not. None keeps the spacing."""
     shape: tuple[int, int, int] | None = None
     """Voxels to crop or pad to, as (anterior-posterior, inferior-superior, left-right); None keeps the field of view."""
     percentiles: tuple[float, float] = (1.0, 99.0)

@@ -236,9 +236,9 @@ def from_labels(
 
     fixed, moving: where the bones are, in the fixed image, in the moving image (then carried back by the pose), or both
     (then a bone is what either says).
-    margin_mm: tissue around a bone that moves with it, 2 voxels by default; at most a quarter of the gap to the next bone.
-    gap_mm: least width left between two rigid regions anywhere along the path, 1.5 voxels by default. Bones nearer than
-    that lose a rim, which `Body.rim` reports.
+    margin_mm: tissue around a bone that moves with it, 2 voxels by default; at most 0.35 of the gap to the next bone.
+    gap_mm: width left between the rigid regions of two bones that touch anywhere along the path, 1.5 voxels by default. What
+    lies nearer to another bone than half of that is its rim, which `Body.rim` reports.
     background: motion far from bones; the best rigid fit to all bones by default.
     path, steps: by default the path that keeps gaps widest, and as many steps as the steepest gap needs, from ``least_steps``
     on.

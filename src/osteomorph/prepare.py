@@ -20,6 +20,9 @@ MARGIN_MM = 15.0
 NEAR_MM = 70.0
 """Beyond the fixed field of view, what of the moving image is kept once it is started: more than any search reaches."""
 
+STEP_MM = 0.05
+"""By which the spacing grows where a field of view is too large for it."""
+
 PADDING_SHARE = 0.01
 """Share of the voxels that have exactly the lowest value, from which on that value is taken for padding."""
 
@@ -47,6 +50,16 @@ def canonical_grid(grid: Grid, plan: PreparePlan) -> Grid:
     for ends, voxels in zip(("PA", "IS", "LR"), plan.shape, strict=True):
         shape[even.axis(ends)] = voxels
     return even.about_centre((shape[0], shape[1], shape[2]))
+
+
+def affordable(plan: PreparePlan, fixed: Grid) -> PreparePlan:
+    """The plan with its spacing raised, in steps of `STEP_MM`, until a fixed image on that grid has at most ``most_voxels``.
+
+    A plan that names no such number, or a shape, is kept as it is.
+    """
+    while plan.most_voxels is not None and plan.shape is None and canonical_grid(fixed, plan).voxels > plan.most_voxels:
+        plan = plan.model_copy(update={"spacing_mm": round(plan.spacing_mm + STEP_MM, 6)})
+    return plan
 
 
 def moved_case(case: Case, rigid: Rigid) -> Case:

@@ -25,8 +25,11 @@ THESIS_LEVELS = (
 
 SHOT = DiscretePlan(
     levels=(
-        DiscreteLevel(features="network", spacing_mm=4.0, stride=1, reach_mm=24.0),
+        DiscreteLevel(features="network", spacing_mm=8.0, stride=1, reach_mm=24.0, rigid=True),
+        DiscreteLevel(features="network", spacing_mm=8.0, stride=1, reach_mm=16.0, rigid=True),
+        DiscreteLevel(features="network", spacing_mm=4.0, stride=1, reach_mm=8.0),
         DiscreteLevel(spacing_mm=2.0, stride=3, reach_mm=6.0),
+        DiscreteLevel(spacing_mm=2.0, stride=3, reach_mm=4.0),
     ),
 )
 """The search in one shot."""
@@ -37,6 +40,7 @@ def default() -> Plan:
     return penalty().model_copy(
         update={
             "name": "default",
+            "prepare": PreparePlan(most_voxels=16_000_000),
             "bones": "exact",
             "discrete": DiscretePlan(
                 levels=(
@@ -46,7 +50,7 @@ def default() -> Plan:
                     DiscreteLevel(spacing_mm=2.0, reach_mm=6.0, stride=3),
                 ),
             ),
-            "pose": PosePlan(spacings_mm=(2.0, 1.0), search_mm=0.0, search_deg=0.0),
+            "pose": PosePlan(spacings_mm=(2.0, 1.0), search_deg=0.0),
             "soft": SoftPlan(
                 ramp_mm=10.0,
                 lattice_mm=5.0,

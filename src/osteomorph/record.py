@@ -97,6 +97,7 @@ def describe(registration: "Registration", command: Sequence[str] | None = None)
         "peak_memory_bytes": peak_bytes(),
         "passed": registration.passed,
         "warnings": list(registration.warnings),
+        "notes": list(registration.notes),
     }
 
 

@@ -18,7 +18,7 @@ from osteomorph.errors import InputError
 from osteomorph.exact_bones import ExactBones, certificate_json, warnings_of
 from osteomorph.exact_path import exact_path
 from osteomorph.foreground import foreground
-from osteomorph.geometry import overlap_mm3
+from osteomorph.geometry import Grid, overlap_mm3
 from osteomorph.held_bones import given_way, held
 from osteomorph.image import Image, Labels
 from osteomorph.initialise import Start, initialise
@@ -37,7 +37,7 @@ from osteomorph.learned import Learned
 from osteomorph.measure import dice, hausdorff
 from osteomorph.objective import Alignment
 from osteomorph.plan import Plan, RefinePlan
-from osteomorph.prepare import cropped_moving, moved_case, prepare, resampled_case, with_labels
+from osteomorph.prepare import affordable, canonical_grid, cropped_moving, moved_case, prepare, resampled_case, with_labels
 from osteomorph.recipes import not_optimised, recipe, recipe_names
 from osteomorph.refine import refine as optimise
 from osteomorph.resampling import resample
@@ -99,6 +99,7 @@ def register(
     with limited(threads):
         with clock("read"):
             case, hashes = read_case(fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, chosen)
+            chosen, notes = _affordable(chosen, case.fixed.grid)
             if learned is not None:
                 hashes["weights"] = learned.sha256
             given, where = _as_transform(initial), chosen_device(device)
@@ -126,13 +127,14 @@ def register(
         if chosen.bones == "exact":
             prepared = cropped_moving(prepared, start.rigid)
         if chosen.bones == "exact" and ids.rigid:
-            found = exact_path(case, prepared, start.rigid, chosen, ids.rigid, bones, clock)
+            outlined = None if found_in is None else found_in.outlined(case, prepared)
+            found = exact_path(case, prepared, start.rigid, chosen, ids.rigid, bones, clock, outlined=outlined)
             if found is not None:
                 exact, carried = found.exact, moved_case(prepared, start.rigid)
                 if found_in is not None:
                     exact, case = given_way(exact, case, chosen.prepare.spacing_mm)
                 made = (case, start, found.warp, chosen, ids.rigid, carried, exact.history, clock.seconds, hashes, "cpu")
-                return Registration(*made, exact, found_in)
+                return Registration(*made, exact, found_in, notes)
         guess = None
         if learned is not None:
             with clock("network"):
@@ -156,7 +158,7 @@ def register(
             if where.type != "cpu":
                 warp = replace(warp, vectors=warp.vectors.cpu())
     seconds, device = clock.seconds, str(where)
-    return Registration(case, start, warp, chosen, ids.rigid, carried, history, seconds, hashes, device, None, found_in)
+    return Registration(case, start, warp, chosen, ids.rigid, carried, history, seconds, hashes, device, None, found_in, notes)
 
 
 @final
@@ -182,6 +184,8 @@ class Registration:
     """The bones' poses and what the transform is made of, where each bone is exactly rigid; ``warp`` then samples it."""
     found_in: FoundIn | None = field(default=None, repr=False)
     """Where bones were found without labels; those that are sure are then the case's labels."""
+    notes: tuple[str, ...] = ()
+    """What was done otherwise than the plan says, and why."""
 
     @cached_property
     def transform(self) -> Transform:
@@ -245,7 +249,7 @@ class Registration:
             "jacobian_min": float(determinant.min()),
             "folding_percent": 100 * float((determinant <= 0).float().mean()),
         }
-        identity = Displacement(torch.zeros_like(flow.vectors), flow.grid)
+        identity = Displacement(torch.zeros(()).expand_as(flow.vectors), flow.grid)
         for name, warp in (("mutual_information_start", identity), ("mutual_information", flow)):
             at = Alignment(self.carried, warp, stride=2)
             out[name] = float(mutual_information(at.fixed_values()[0], at.moved_values()[0], at.weight))
@@ -312,6 +316,19 @@ def as_plan(plan: str | Path | Plan) -> Plan:
         return recipe(plan)
     path = Path(plan)
     return Plan.read(path) if path.suffix in (".toml", ".json") else recipe(str(plan))
+
+
+def _affordable(plan: Plan, fixed: Grid) -> tuple[Plan, tuple[str, ...]]:
+    """The plan with a spacing that keeps to its number of voxels, and a sentence where that is another one."""
+    found = affordable(plan.prepare, fixed)
+    if found == plan.prepare:
+        return plan, ()
+    count = canonical_grid(fixed, plan.prepare).voxels / 1e6
+    said = (
+        f"Registered at {found.spacing_mm:g} mm, since the fixed image has {count:.0f} million voxels at "
+        f"{plan.prepare.spacing_mm:g} mm. A plan with prepare.spacing_mm decides otherwise."
+    )
+    return plan.model_copy(update={"prepare": found}), (said,)
 
 
 def _start(prepared: Case, plan: Plan, initial: object, given: Rigid | None) -> Start:

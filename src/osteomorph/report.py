@@ -76,6 +76,7 @@ def material_of(
         case.fixed_labels,
         None if case.moving_labels is None else resample(case.moving_labels, start, grid),
         registration.moved_labels,
+        registration.notes,
     )
 
 
@@ -109,7 +110,7 @@ def material_from(
     names = {bone["label"]: bone["name"] for bone in content}
     transform = read_transform(folder / "displacement.nii.gz")
     moved = Image(moved.data, grid, moved.stored)
-    notes: list[str] = []
+    notes = [str(note) for note in record.get("notes", ())]
     back = None
     if paths["moving"] is None:
         back = read_transform(folder / "inverse.h5").after(start)

@@ -1,7 +1,7 @@
 """Slices of images as radiologists look at them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, final
 
 import numpy as np
@@ -61,15 +61,18 @@ def slice_plane(data: Shaped[Tensor, "i j k"], grid: Grid, plane: Plane, at_mm: 
 def middle_of_bones(grid: Grid, maps: Sequence[Labels]) -> np.ndarray:
     """World mm of the centroid of the first map that has a label; the grid's centre without any."""
     for labels in maps:
-        found = labels.mask()[0].nonzero().double()
-        if len(found):
-            return grid.world(found.mean(0)[:, None])[:, 0].numpy()
+        mask = labels.mask()[0].numpy()
+        counts = [mask.sum(axis) for axis in ((1, 2), (0, 2), (0, 1))]
+        if counts[0].any():
+            middle = torch.tensor([np.average(np.arange(len(n)), weights=n) for n in counts], dtype=torch.float64)
+            return grid.world(middle[:, None])[:, 0].numpy()
     return grid.centre_mm
 
 
-def grey(image: Image) -> tuple[Tensor, Grid]:
-    """Intensities as grey from 0 to 1, between the 1st and the 99.5th percentile."""
-    data = image.data[0].float()
-    sample = data.flatten()[:: max(1, data.numel() // 500_000)].numpy()
-    low, high = np.percentile(sample, (1, 99.5))
-    return ((data - float(low)) / max(float(high - low), 1e-6)).clamp(0, 1), image.grid
+def grey_slice(image: Image, plane: Plane, at_mm: Sequence[float] | np.ndarray) -> Slice:
+    """A slice as grey from 0 to 1, between the 1st and the 99.5th percentile of the image."""
+    data = image.data[0]
+    some = data.flatten()[:: max(1, data.numel() // 500_000)].float().numpy()
+    low, high = (float(v) for v in np.percentile(some, (1, 99.5)))
+    found = slice_plane(data, image.grid, plane, at_mm)
+    return replace(found, values=((found.values - low) / max(high - low, 1e-6)).clip(0, 1))

@@ -16,7 +16,7 @@ from osteomorph.figures import OUTLINE, draw_slice
 from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
 from osteomorph.regularity import rigidity_parts
-from osteomorph.slices import grey, middle_of_bones, slice_plane
+from osteomorph.slices import grey_slice, middle_of_bones, slice_plane
 
 BONES = ("#0072b2", "#e69f00", "#d62728", "#009e73", "#cc79a7", "#56b4e9")
 """Blue, orange, red as in Figure 3.1, from the lowest labelled bone upwards; then colours that stay apart for most eyes."""
@@ -49,7 +49,7 @@ def slice_pair(
         figure.subplots(1, 2), (moving, fixed), (moving_labels, fixed_labels), titles, strict=True
     ):
         at = middle_of_bones(labels.grid, [labels])
-        shown = slice_plane(*grey(image), "sagittal", at)
+        shown = grey_slice(image, "sagittal", at)
         ids = slice_plane(labels.data[0], labels.grid, "sagittal", at).values
         draw_slice(ax, shown, "gray", 0.0, 1.0)
         for place, label in enumerate(order):

@@ -16,7 +16,7 @@ from osteomorph.case import Case
 from osteomorph.figures import draw_contours, draw_slice
 from osteomorph.image import Image, Labels
 from osteomorph.resampling import resample
-from osteomorph.slices import STYLES, Plane, Slice, grey, middle_of_bones, slice_plane
+from osteomorph.slices import STYLES, Plane, Slice, grey_slice, middle_of_bones, slice_plane
 from osteomorph.thesis_figures import canvas, saved
 from osteomorph.transforms import Transform
 
@@ -80,7 +80,7 @@ def methods_side_by_side(
     def shade(image: Image) -> Slice:
         return slice_plane(((image.data[0] - low) / (high - low)).clamp(0, 1), grid, plane, at)
 
-    fixed = slice_plane(*grey(case.fixed), plane, at)
+    fixed = grey_slice(case.fixed, plane, at)
     ratio = fixed.values.shape[0] * fixed.size_mm[0] / (fixed.values.shape[1] * fixed.size_mm[1])
     wide = 2.5
     figure = canvas(wide * len(columns) + 1.1, wide * (5 * ratio + 0.8) + 0.5)

@@ -41,10 +41,9 @@ class Transform(ABC):
     def displacement(self, grid: Grid, dtype: torch.dtype = torch.float32) -> Float[Tensor, "3 i j k"]:
         """T(x) - x in mm at every voxel centre of ``grid``."""
         out = torch.empty(3, *grid.shape, dtype=dtype)
-        for start in range(0, grid.shape[0], 32):  # slabs, so that 512^3 voxels need no second copy
-            slab = grid.padded((-start, 0, 0), (min(0, start + 32 - grid.shape[0]), 0, 0))
-            moved = self.carried(slab).sub_(slab.points(torch.float64).flatten(1))
-            out[:, start : start + 32] = moved.to(dtype).unflatten(-1, slab.shape)
+        for planes, part in grid.slabs():  # 512^3 voxels need no second copy
+            moved = self.carried(part).sub_(part.points(torch.float64).flatten(1))
+            out[:, planes] = moved.to(dtype).unflatten(-1, part.shape)
         return out
 
     def carried(self, grid: Grid) -> Float64[Tensor, "3 n"]:

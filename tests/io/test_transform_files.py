@@ -136,6 +136,16 @@ def test_displacement_is_intent_1006_in_ras_mm(tmp_path, grid):
     np.testing.assert_allclose(np.asarray(image.dataobj)[(*index, 0)], (transform(point) - point)[:, 0].numpy(), atol=1e-4)
 
 
+def test_a_displacement_written_by_planes_is_what_nibabel_writes_at_once(tmp_path, grid):
+    field = smooth(grid)
+    write_displacement(tmp_path / "planes.nii", Displacement(field, grid), grid)
+    written = nib.load(tmp_path / "planes.nii")
+    rounded = (field * 2**16).round() / 2**16
+    image = nib.Nifti1Image(rounded.permute(1, 2, 3, 0)[:, :, :, None].numpy(), None, written.header)
+    nib.save(image, tmp_path / "whole.nii")
+    assert (tmp_path / "whole.nii").read_bytes() == (tmp_path / "planes.nii").read_bytes()
+
+
 # -- round trips --------------------------------------------------------------------------------------------------------
 def transforms():
     grid = GRIDS["oblique"]

@@ -32,18 +32,20 @@ def prepare(
 
     from osteomorph import __version__, io
     from osteomorph.inputs import read_case
+    from osteomorph.prepare import affordable
     from osteomorph.prepare import prepare as canonical
     from osteomorph.registration import as_plan
 
     chosen = as_plan(plan)
     case, hashes = read_case(fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, chosen)
-    prepared = canonical(case, chosen.prepare)
+    settings = affordable(chosen.prepare, case.fixed.grid)
+    prepared = canonical(case, settings)
     with io.OutputFolder(output, overwrite, marker=MARKER) as folder:
         names = _write(prepared, folder.path)
         record = {
             "version": __version__,
             "inputs": hashes,
-            "prepare": chosen.prepare.model_dump(mode="json"),
+            "prepare": settings.model_dump(mode="json"),
             "files": names,
         }
         io.write_json(folder.path / MARKER, record)

@@ -129,6 +129,8 @@ def show(result: "Registration", folder: Path) -> None:
         typer.echo(f"Dice         {', '.join(f'{name} {value:.3f}' for name, value in metrics['dice'].items())}")
     if result.bones:
         Console(highlight=False).print(bone_table(result))
+    for note in result.notes:
+        typer.echo(f"note: {note}", err=True)
     for warning in result.warnings:
         typer.echo(f"warning: {' '.join(warning.split())}", err=True)
     typer.echo(f"files        {', '.join(sorted(path.name for path in folder.iterdir()))}")

@@ -241,9 +241,11 @@ def _described(grid: Grid) -> str:
 def _rounded(data: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if dtype.kind not in "iu":
         return data.astype(dtype)
-    limits = np.iinfo(dtype)
-    exact = np.nan_to_num(np.rint(data.astype(np.float64 if dtype.itemsize > 2 else data.dtype)))
-    return exact.clip(limits.min, limits.max).astype(dtype)
+    limits, out = np.iinfo(dtype), np.empty(data.shape, dtype)
+    for plane, values in zip(out, data, strict=True):  # never the whole image several times over
+        exact = np.nan_to_num(np.rint(values.astype(np.float64 if dtype.itemsize > 2 else data.dtype)))
+        plane[:] = exact.clip(limits.min, limits.max)
+    return out
 
 
 def _fitting(data: np.ndarray, dtype: np.dtype) -> np.ndarray:

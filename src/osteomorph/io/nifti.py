@@ -3,9 +3,10 @@
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 import nibabel as nib
@@ -15,7 +16,7 @@ from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 
 from osteomorph.errors import InputError
-from osteomorph.geometry import Grid
+from osteomorph.geometry import SLAB_VOXELS, Grid
 from osteomorph.io.files import PathLike, suffix, writing
 from osteomorph.io.headers import Header, repaired_grid, warn
 from osteomorph.transforms import Transform
@@ -148,18 +149,29 @@ def write_voxels(path: PathLike, data: np.ndarray, grid: Grid) -> None:
         _save(target, nib.Nifti1Image(data, grid.affine, dtype=data.dtype))
 
 
-def _save(path: Path, image: NiftiImage) -> None:
-    """With gzip at its quickest and no time stamp: the same image gives the same bytes."""
+def _save(path: Path, image: NiftiImage, parts: Iterable[bytes] | None = None) -> None:
+    """With gzip at its quickest and no time stamp: the same image gives the same bytes.
+
+    parts: the voxels in the order of the file, where the image has none of its own.
+    """
     image.header.set_xyzt_units("mm", "unknown")
     image.set_sform(image.affine, code=1)
     image.set_qform(image.affine, code=1)
     if _disagreement_mm(image) > QFORM_MM:  # its three floats fix turns near 180 degrees to a milliradian only
         image.set_qform(None, code=0)
+    with path.open("wb") as file, _stream(file, path, image) as stream:
+        if parts is None:
+            image.to_stream(stream)
+            return
+        image.header.write_to(stream)
+        for part in parts:
+            stream.write(part)
+
+
+def _stream(file: IO[bytes], path: Path, image: NiftiImage) -> AbstractContextManager[Any]:
     if suffix(path) != ".nii.gz":
-        nib.save(image, path)
-        return
-    with path.open("wb") as file, _Deflating(file, image.get_data_dtype().kind == "f") as stream:
-        image.to_stream(stream)
+        return nullcontext(file)
+    return _Deflating(file, image.get_data_dtype().kind == "f")
 
 
 class _Deflating(io.RawIOBase):
@@ -202,13 +214,30 @@ def write_displacement(path: PathLike, transform: Transform, grid: Grid) -> None
     """
     if suffix(path) not in (".nii", ".nii.gz"):
         raise InputError(f"{path}: a displacement is written as .nii or .nii.gz. Give a name that ends so.")
-    rounded = transform.displacement(grid).div_(ROUNDED_MM).round_().mul_(ROUNDED_MM)
-    vectors = rounded.numpy().transpose(1, 2, 3, 0)[:, :, :, None]
-    image = nib.Nifti1Image(vectors, grid.affine)
+    image = nib.Nifti1Image(np.broadcast_to(np.float32(0), (*grid.shape, 1, 3)), grid.affine)
+    image.header.set_slope_inter(1.0, 0.0)
     image.header.set_intent("displacement vector")
     image.header["descrip"] = b"T(x)-x at fixed x, fixed to moving, mm along RAS axes"
     with writing(path) as target:
-        _save(target, image)
+        _save(target, image, _components(transform, grid, target.parent))
+
+
+def _components(transform: Transform, grid: Grid, folder: Path) -> Iterator[bytes]:
+    """Displacements in the order of a file, one component after the other, the first array axis fastest. They are computed once
+    and a few planes at a time; two components wait in files of their own, so that a large field never lies in memory."""
+    planes = max(1, SLAB_VOXELS * grid.shape[2] // grid.voxels)
+    with TemporaryFile(dir=folder) as second, TemporaryFile(dir=folder) as third:
+        for start in range(0, grid.shape[2], planes):
+            part = grid.padded((0, 0, -start), (0, 0, min(start + planes - grid.shape[2], 0)))
+            moved = transform.displacement(part).div_(ROUNDED_MM).round_().mul_(ROUNDED_MM)
+            first, *others = (component.T.tobytes() for component in moved.numpy())
+            yield first
+            for file, component in zip((second, third), others, strict=True):
+                file.write(component)
+        for file in (second, third):
+            file.seek(0)
+            while block := file.read(1 << 22):
+                yield block
 
 
 def vectors(path: Path) -> tuple[np.ndarray, Grid, int]:
