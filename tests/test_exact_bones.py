@@ -353,3 +353,15 @@ def test_doubts_about_bones_are_said_in_words():
     sure = replace(certificate, rim_voxels={2: 0}, narrowest_gap_mm=1.0)
     exact.__dict__.update(poses={2: bones[2]}, certificate=sure, base=SimpleNamespace(bodies=bodies[:1]))
     assert warnings_of(exact, {}) == []
+
+
+def test_bones_that_follow_their_surroundings_are_named_in_one_line():
+    lost = BonePose(3, Rigid.identity(), np.diag([np.inf] * 6), False, np.inf)
+    exact = ExactBones.__new__(ExactBones)
+    certificate = SimpleNamespace(rim_voxels={}, narrowest_gap_mm=None)
+    exact.__dict__.update(poses={3: lost, 4: lost}, certificate=certificate, base=SimpleNamespace(bodies=()))
+    assert warnings_of(exact, {3: "L3"}) == [
+        "The images do not tell the pose of bones L3, 4: they follow their surroundings. Look before you use it."
+    ]
+    exact.__dict__.update(poses={3: lost})
+    assert "pose of bone L3: it follows its surroundings" in warnings_of(exact, {3: "L3"})[0]

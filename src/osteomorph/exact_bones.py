@@ -302,17 +302,19 @@ def besides_bones(dense: Transform, base: Polyrigid, prepared: Case) -> Displace
 # -- in words and in numbers ---------------------------------------------------------------------------------------------
 def warnings_of(exact: ExactBones, names: Mapping[int, str]) -> list[str]:
     """Reasons to look twice at the bones."""
-    out = []
+    out: list[str] = []
+    following: list[str] = []
     for label, bone in exact.poses.items():
-        if not bone.determined:
-            how = (
-                f"it may be off by {bone.rotation_sd_deg:.2g} degrees and {bone.shift_sd_mm:.2g} mm (one standard deviation)"
-                if np.isfinite(bone.covariance).all()
-                else "it follows its surroundings"
-            )
-            out.append(
-                f"The images do not tell the pose of bone {names.get(label, label)}: {how}. Look at it before you use it."
-            )
+        name = names.get(label, str(label))
+        if not bone.determined and np.isfinite(bone.covariance).all():
+            off = f"{bone.rotation_sd_deg:.2g} degrees and {bone.shift_sd_mm:.2g} mm (one standard deviation)"
+            out.append(f"The images do not tell the pose of bone {name}: it may be off by {off}. Look at it before you use it.")
+        elif not bone.determined:
+            following.append(name)
+    if following:
+        bones, they = ("bone", "it follows its") if len(following) == 1 else ("bones", "they follow their")
+        which = ", ".join(following)
+        out.append(f"The images do not tell the pose of {bones} {which}: {they} surroundings. Look before you use it.")
     certificate = exact.certificate
     touching = [names.get(label, str(label)) for label, count in certificate.rim_voxels.items() if count > 0]
     if touching:
@@ -323,7 +325,7 @@ def warnings_of(exact: ExactBones, names: Mapping[int, str]) -> list[str]:
         )
     for body in exact.base.bodies:
         if body.given_share > GIVEN_AWAY:
-            name, share = names.get(body.label, body.label), 100 * body.given_share
+            name, share = names.get(body.label, str(body.label)), 100 * body.given_share
             out.append(f"{share:.0f} % of what was found of bone {name} lies too near to other bones and is not held rigid.")
     if certificate.narrowest_gap_mm is not None and certificate.narrowest_gap_mm < 0:
         pair = " and ".join(names.get(label, str(label)) for label in certificate.narrowest_pair or ())
