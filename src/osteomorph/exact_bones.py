@@ -16,6 +16,7 @@ from osteomorph.certificate import Certificate, certify
 from osteomorph.descent import Progress
 from osteomorph.distances import DistanceMap
 from osteomorph.foreground import foreground
+from osteomorph.gain import even_gain
 from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image, Labels
 from osteomorph.inputs import Bones
@@ -249,8 +250,12 @@ def soft_around(
     plan: SoftPlan,
     seed: int,
     progress: Progress | None,
+    uneven: Side | None = None,
 ) -> tuple[Displacement | Velocity, list[dict[str, float]]]:
-    """psi, found with the moving image resampled through the bones' transform. dense: the guess that knows no bones."""
+    """psi, found with the moving image resampled through the bones' transform. dense: the guess that knows no bones.
+
+    uneven: the image of which the gain is to be taken out, where the plan wants that.
+    """
     still = still_parts(base, prepared.fixed.grid, plan.around)
     begin = besides_bones(dense, base, prepared) if plan.begin == "guess" else None
     if not plan.levels:
@@ -265,6 +270,8 @@ def soft_around(
             known if prepared.moving_mask is None else prepared.moving_mask, transform, field.grid, outside=0.0
         ),
     )
+    if uneven is not None and plan.gain_mm > 0:
+        through = even_gain(through, uneven, plan.gain_mm)
     return soft_field(through, still, plan, seed, progress, begin)
 
 

@@ -18,6 +18,7 @@ from osteomorph.exact_bones import (
     soft_around,
 )
 from osteomorph.foreground import foreground
+from osteomorph.gain import uneven_side
 from osteomorph.geometry import Grid
 from osteomorph.inputs import Bones
 from osteomorph.plan import Plan
@@ -91,7 +92,8 @@ def exact_path(
     with clock("soft"):
         if prepared.fixed_mask is None:
             prepared = replace(prepared, fixed_mask=foreground(prepared.fixed))
-        psi, history = soft_around(prepared, base, motion, start, dense, plan.soft, plan.seed, clock.told("soft"))
+        uneven = uneven_side(case.fixed, case.moving)
+        psi, history = soft_around(prepared, base, motion, start, dense, plan.soft, plan.seed, clock.told("soft"), uneven)
     exact = ExactBones(found, base, psi, history)
     with clock("store"):
         onto, written = stored_grid(case.fixed.grid, spacing), motion

@@ -165,6 +165,9 @@ class SoftPlan(_Stage):
     around: Literal["bone", "margin"] = "bone"
     """What holds it at 0, with the voxels around: bone alone, or the margin that moves along with it too. Found bones, whose
     rims may be missed, are held by their margin whatever is said here."""
+    gain_mm: float = Field(default=0.0, ge=0)
+    """Standard deviation of the Gaussian that tells the gain of an MR's coil, which is taken out before images are compared,
+    from anatomy; 0 leaves it in."""
     levels: tuple[Level, ...] = ()
     """Coarse to fine; ``samples`` has no say here."""
     weights: Weights = Weights()

@@ -53,14 +53,15 @@ def default() -> Plan:
             "pose": PosePlan(spacings_mm=(2.0, 1.0), search_deg=0.0),
             "soft": SoftPlan(
                 ramp_mm=10.0,
-                lattice_mm=6.0,
+                lattice_mm=5.0,
                 bins=48,
+                gain_mm=15.0,
                 levels=(
-                    Level(control_mm=28, iterations=25, step_mm=0.8, smooth_mm=2.5, bending_factor=16.0),
-                    Level(control_mm=20, iterations=25, step_mm=0.5, smooth_mm=1.0, bending_factor=6.0),
-                    Level(control_mm=10, iterations=25, step_mm=0.3),
+                    Level(control_mm=28, iterations=25, step_mm=0.8, smooth_mm=2.5, bending_factor=16.0, mind_factor=0.25),
+                    Level(control_mm=20, iterations=25, step_mm=0.5, smooth_mm=1.0, bending_factor=6.0, mind_factor=0.5),
+                    Level(control_mm=10, iterations=25, step_mm=0.3, mind_factor=0.75),
                 ),
-                weights=Weights(mind=20.0, mutual_information=1.0, bending=100.0),
+                weights=Weights(mind=20.0, mutual_information=2.0, bending=100.0),
             ),
         }
     )
