@@ -190,7 +190,7 @@ def _bone_pose(
     coarse = [(here, other) for here, (_, other) in zip(seen, levels, strict=True)][:-1]
     here, other = seen[-1], levels[-1][1]
     tried = _coarse_to_fine(coarse, [first], plan)
-    searched = plan.search_mm > 0 and len(coarse) > 0 and not (tried and tried[0].gain > CLEAR)
+    searched = plan.search_mm > 0 and bool(tried) and tried[0].gain <= CLEAR  # what is out of view is not looked for
     if searched:
         far = search(*levels[0], maps[label], others, shells[0], first, plan, SCALE)
         tried = _coarse_to_fine(coarse, [first, *far], plan)
