@@ -141,3 +141,25 @@ def test_other_labels_are_left_out_and_a_missing_one_is_named():
     assert list(distance_maps(labels, [2])) == [2]
     with pytest.raises(InputError, match="label 7"):
         distance_maps(labels, [1, 7])
+
+
+@pytest.mark.parametrize("reach_mm", [0.0, 3.0])
+def test_a_box_holds_what_lies_within_reach_of_a_body(grid, reach_mm):
+    found = distance_maps(boxes(grid, EXTENT))[1]
+    turned = np.eye(4)
+    turned[:2, :2] = [[0.8, -0.6], [0.6, 0.8]]
+    turned[:3, 3] = grid.centre_mm - turned[:3, :3] @ grid.centre_mm
+    onto = grid.resampled(grid.spacing_mm * 1.3).moved(turned)
+    near = (found.on(onto) <= reach_mm).nonzero()
+    box = found.box_on(onto, reach_mm)
+    assert len(near) > 0
+    assert box is not None
+    assert (near >= torch.tensor([s.start for s in box])).all()
+    assert (near < torch.tensor([s.stop for s in box])).all()
+
+
+def test_a_body_far_from_a_grid_has_no_box_on_it():
+    grid = Grid((20, 18, 12), np.eye(4))
+    away = np.eye(4)
+    away[:3, 3] = 200.0
+    assert distance_maps(boxes(grid, EXTENT))[1].box_on(grid.moved(away), 3.0) is None

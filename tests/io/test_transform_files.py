@@ -1,5 +1,6 @@
 """Transforms through files, and through the eyes of SimpleITK and nibabel."""
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -170,6 +171,19 @@ def test_h5_comes_back_and_itk_moves_points_alike(tmp_path, name):
     theirs = sitk.ReadTransform(str(tmp_path / "transform.h5"))
     assert theirs.GetName() == "CompositeTransform"
     torch.testing.assert_close(by_itk(theirs, points), transform(points), atol=2e-5, rtol=0)
+
+
+def test_h5_holds_fields_in_single_and_rigid_steps_in_double_precision(tmp_path):
+    grid = Grid((11, 7, 5), np.diag([-1.0, 1.5, 2.0, 1.0]))
+    field = Displacement(torch.randn(3, *grid.shape, generator=torch.Generator().manual_seed(0)), grid)
+    shift = np.eye(4)
+    shift[:3, 3] = 1 / 3, -100.1, 7.0
+    write_transform(tmp_path / "t.h5", Rigid(shift).after(field))
+    with h5py.File(tmp_path / "t.h5") as file:
+        steps = [file[f"TransformGroup/{n}/TransformParameters"][()] for n in (1, 2)]
+    assert [step.dtype for step in steps] == [np.float64, np.float32]
+    assert np.array_equal(steps[0][9:], [-1 / 3, 100.1, 7.0])  # LPS
+    assert np.array_equal(steps[1][:6], (field.vectors[:, :2, 0, 0].T * torch.tensor([-1.0, -1.0, 1.0])).flatten().numpy())
 
 
 def test_rigid_goes_through_text(tmp_path):
