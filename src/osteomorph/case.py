@@ -1,11 +1,14 @@
 """Case: what is registered. Never mutated."""
 
 from dataclasses import dataclass, fields
-from typing import final
+from typing import Literal, final
 
 import torch
 
 from osteomorph.image import Image, Labels
+
+Side = Literal["fixed", "moving"]
+"""Of a case: one of its images, with the labels and mask that lie on its grid."""
 
 
 @final

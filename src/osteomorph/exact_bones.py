@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from osteomorph.case import Case
+from osteomorph.case import Case, Side
 from osteomorph.certificate import Certificate, certify
 from osteomorph.descent import Progress
 from osteomorph.distances import DistanceMap
@@ -32,8 +32,6 @@ from osteomorph.resampling import regrid, resample
 from osteomorph.soft_field import STILL, soft_field
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
 from osteomorph.wide_guess import wide_field
-
-Side = Literal["fixed", "moving"]
 
 AROUND_MM = 8.0
 """By which the field of the bones' motion reaches beyond the fixed field of view."""

@@ -1,7 +1,6 @@
 """The smooth gain of an MR that its coil adds, seen against the other image, which has none, and taken out."""
 
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from osteomorph.bone_network import is_ct
-from osteomorph.case import Case
+from osteomorph.case import Case, Side
 from osteomorph.geometry import sample
 from osteomorph.image import Image
 from osteomorph.resampling import regrid
@@ -28,9 +27,6 @@ ROUNDS = 5
 
 LARGEST = 0.5
 """Logarithm of how far a voxel may be from what is expected of it; one beyond shows another tissue, not the gain."""
-
-
-Side = Literal["fixed", "moving"]
 
 
 def uneven_side(fixed: Image, moving: Image) -> Side | None:
