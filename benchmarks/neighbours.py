@@ -61,6 +61,11 @@ def flexed(degrees: float) -> Turn:
     return (degrees, 0.0, 0.0), (0.0, 0.0, 0.0)
 
 
+def rolled(degrees: float) -> Turn:
+    """About the leg's axis."""
+    return (0.0, 0.0, degrees), (0.0, 0.0, 0.0)
+
+
 FEMURS, KNEECAP = (33, 34), 83
 CASES = {
     "knee 15": Joint("knee", 910, "t1", dict.fromkeys(FEMURS, flexed(15))),
@@ -70,6 +75,8 @@ CASES = {
     "kneecap out": Joint("knee", 914, "t1", {KNEECAP: ((0.0, 0.0, 0.0), (0.0, 15.0, 0.0))}),
     "kneecap tips": Joint("knee", 915, "gre", {KNEECAP: ((15.0, 0.0, 0.0), (0.0, 6.0, 0.0))}),
     "hips 15": Joint("pelvis", 920, "t2", {FEMURS[0]: flexed(15), FEMURS[1]: flexed(-15)}),
+    "hips roll 20": Joint("pelvis", 922, "gre", {FEMURS[0]: rolled(20), FEMURS[1]: rolled(-20)}),
+    "hips 25": Joint("pelvis", 923, "t2", {FEMURS[0]: flexed(25), FEMURS[1]: flexed(25)}),
     "hips 20": Joint("pelvis", 921, "t1", {FEMURS[0]: flexed(-20), FEMURS[1]: flexed(20)}),
 }
 

@@ -335,8 +335,8 @@ def test_without_bones_the_field_is_soft(scene):
 def test_doubts_about_bones_are_said_in_words():
     covariance = np.diag([0.04**2] * 3 + [1.5**2] * 3)
     bones = {
-        1: BonePose(1, Rigid.identity(), covariance, False, 0.1),
-        2: BonePose(2, Rigid.identity(), 1e-6 * np.eye(6), True, 0.1),
+        1: BonePose(1, Rigid.identity(), Rigid.identity(), covariance, False, 0.1),
+        2: BonePose(2, Rigid.identity(), Rigid.identity(), 1e-6 * np.eye(6), True, 0.1),
     }
     certificate = Certificate(
         {1: 0.0, 2: 0.0}, {1: 0.2, 2: 0.0}, {1: 9, 2: 0}, {1: 9.0, 2: 0.0}, 0.4, 0.0, 0.0, 0.0, -0.7, (1, 2), 9, 4, "tree"
@@ -356,7 +356,7 @@ def test_doubts_about_bones_are_said_in_words():
 
 
 def test_bones_that_follow_their_surroundings_are_named_in_one_line():
-    lost = BonePose(3, Rigid.identity(), np.diag([np.inf] * 6), False, np.inf)
+    lost = BonePose(3, Rigid.identity(), Rigid.identity(), np.diag([np.inf] * 6), False, np.inf)
     exact = ExactBones.__new__(ExactBones)
     certificate = SimpleNamespace(rim_voxels={}, narrowest_gap_mm=None)
     exact.__dict__.update(poses={3: lost, 4: lost}, certificate=certificate, base=SimpleNamespace(bodies=()))

@@ -19,7 +19,7 @@ STILL = PLAN.model_copy(update={"soft": PLAN.soft.model_copy(update={"levels": (
 
 
 def true_poses(poses: dict[int, Rigid]) -> dict[int, BonePose]:
-    return {label: BonePose(label, poses[label], torch.eye(6).numpy() * 1e-6, True, 1.0) for label in (1, 2)}
+    return {label: BonePose(label, poses[label], poses[label], torch.eye(6).numpy() * 1e-6, True, 1.0) for label in (1, 2)}
 
 
 def path(scene, options: Options | None = None, plan=STILL):  # noqa: F811

@@ -20,12 +20,13 @@ from osteomorph.gain import even_gain
 from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image, Labels
 from osteomorph.inputs import Bones
+from osteomorph.joint_starts import other_starts
 from osteomorph.lattice import lattice, rigid_displacement
 from osteomorph.measure import robust_fit
 from osteomorph.plan import Plan, SoftPlan
 from osteomorph.polyrigid import Body, Polyrigid, from_labels
 from osteomorph.pose import BonePose, poses
-from osteomorph.pose_doubts import BELIEVED, collided, settled, thinned
+from osteomorph.pose_doubts import collided, settled, thinned
 from osteomorph.prepare import MARGIN_MM, resampled_case
 from osteomorph.refine import refine
 from osteomorph.resampling import regrid, resample
@@ -172,8 +173,8 @@ def refined_poses(
 ) -> dict[int, BonePose]:
     """Poses fitted to the images, each bone in the frame of its labels.
 
-    A bone that the images do not show from its first pose is tried from that of the bone nearest to it. Where they do not tell
-    all six degrees of freedom, the first pose fills in. Bones that come to lie in each other are not determined.
+    A bone that is not found from its first pose is tried from others that its neighbours suggest. Where the images do not tell
+    all six degrees of freedom, the pose it was found from fills in. Bones that come to lie in each other are not determined.
     """
     found: dict[int, BonePose] = {}
     maps: dict[Side, Labels | None] = {"fixed": prepared.fixed_labels, "moving": prepared.moving_labels}
@@ -183,27 +184,16 @@ def refined_poses(
             continue
         points = {k: thinned(labels.grid.world((labels.data[0] == k).nonzero().T.double())) for k in ids}
         start = {label: first[label] for label in ids}
-        nearest = partial(_from_neighbours, points=points)
-        here = poses(prepared, start, plan.pose, ids, side, progress, nearest)
+        instead = partial(other_starts, points=points, frame=side) if plan.pose.iterations else None
+        here = poses(prepared, start, plan.pose, ids, side, progress, instead)
         turned = {k: bone if side == "moving" else replace(bone, pose=bone.pose.inverse()) for k, bone in here.items()}
         seen = {k: turned[k].pose.inverse()(points[k]) for k in here}
         wrong = collided({k: bone for k, bone in turned.items() if bone.determined}, labels, seen)
         here = {label: replace(bone, determined=bone.determined and label not in wrong) for label, bone in here.items()}
         for label, bone in here.items():
             fixed = points[label] if side == "fixed" else seen[label]
-            found[label] = bone if bone.determined else settled(bone, first[label], fixed)
+            found[label] = bone if bone.determined else settled(bone, fixed)
     return dict(sorted(found.items()))
-
-
-def _from_neighbours(found: Mapping[int, BonePose], points: Mapping[int, Float[Tensor, "3 n"]]) -> dict[int, Rigid]:
-    """For bones that were not found, the pose of the nearest one that was."""
-    sure = [label for label, bone in found.items() if bone.determined]
-    out = {}
-    for label, bone in found.items():
-        if sure and not bone.determined and bone.gain < BELIEVED:
-            middle = points[label].mean(1)
-            out[label] = found[min(sure, key=lambda k: float((points[k].mean(1) - middle).norm()))].pose
-    return out
 
 
 def build_base(

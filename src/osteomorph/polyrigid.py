@@ -30,7 +30,10 @@ TOLERANCE_MM = {torch.float64: 1e-5, torch.float32: 5e-4}
 """What the implicit half step is solved to."""
 
 CHUNK = 1 << 16
-"""Points moved at a time, to stay in the cache."""
+"""Most points moved at a time, to stay in the cache."""
+
+LEAST_CHUNK = 1 << 13
+"""Points that are worth a thread of their own."""
 
 LARGEST_ANGLE_DEG = 170.0
 """Beyond this, which way round a bone turned cannot be told."""
@@ -111,7 +114,10 @@ class Polyrigid(Transform):
 
     def moved(self, points_mm: Float64[Tensor, "3 n"], working: torch.dtype = torch.float32) -> Float64[Tensor, "3 n"]:
         """Where points go, exact to rounding in the regions; elsewhere the flow in another precision (float32: 1e-3 mm)."""
-        return torch.cat(list(spread(partial(self._moved, working=working), points_mm.split(CHUNK, 1))), 1)
+        count = points_mm.shape[1]
+        shared = -(-count // torch.get_num_threads())
+        size = min(CHUNK, max(LEAST_CHUNK, shared))
+        return torch.cat(list(spread(partial(self._moved, working=working), points_mm.split(size, 1))), 1)
 
     def _moved(self, points: Tensor, working: torch.dtype) -> Tensor:
         centre = torch.as_tensor(self._centre)[:, None]

@@ -79,6 +79,7 @@ class BonePose:
     """Where a bone went.
 
     pose: fixed mm -> moving mm of the case it was estimated in.
+    start: from where it was found.
     covariance: (6, 6) of a small motion before the pose: rotation vector in rad about the bone's centroid, along the axes of
         the fixed world (RAS), then shift in mm. Infinite on the diagonal where the start was kept.
     determined: False where the images do not tell a rotation or shift, or where a pose elsewhere, such as in the place of a
@@ -90,6 +91,7 @@ class BonePose:
 
     label: int
     pose: Rigid
+    start: Rigid
     covariance: np.ndarray
     determined: bool
     score: float
@@ -120,13 +122,14 @@ def poses(
     ids: Sequence[int],
     frame: Frame,
     progress: Progress | None = None,
-    instead: Callable[[Mapping[int, BonePose]], Mapping[int, Rigid]] | None = None,
+    instead: Callable[[Mapping[int, BonePose]], Mapping[int, Sequence[Rigid]]] | None = None,
 ) -> dict[int, BonePose]:
     """Where each bone went, fixed mm -> moving mm, from the images of a prepared case (intensities about [0, 1]).
 
     start: per bone a first guess. frame: which label map says where the bone is; the other image is carried onto the lattice
     of that one's. Bones are independent of each other, and nothing is random.
-    instead: of what was found, for some bones another start, which counts where it leads to a pose that is determined.
+    instead: of what was found, for some bones other starts, which count where they lead to a pose that is determined or fits
+        clearly better.
 
     Raises InputError: no labels in that frame, a label without voxels, or no start for it. A bone that the images do not show
     keeps its start, with ``determined`` False.
@@ -148,14 +151,14 @@ def poses(
     out: dict[int, BonePose] = {}
     if progress is not None:
         progress("pose", 0, len(ids))
-    for found in spread(lambda label: _bone_pose(label, maps, levels, start[label], plan, frame), ids):
+    for found in spread(lambda label: _bone_pose(label, maps, levels, [start[label]], plan, frame), ids):
         out[found.label] = found
         if progress is not None:
             progress("pose", len(out), len(ids))
-    for label, other_start in ({} if instead is None else instead(out)).items():
-        again = _bone_pose(label, maps, levels, other_start, plan, frame)
-        if again.determined:
-            out[label] = again
+    others = {} if instead is None else instead(out)
+    for again in spread(lambda label: _bone_pose(label, maps, levels, others[label], plan, frame), others):
+        if again.determined or again.score < out[again.label].score - AMBIGUOUS:
+            out[again.label] = again
     return out
 
 
@@ -173,10 +176,16 @@ class _Fit:
 
 
 def _bone_pose(
-    label: int, maps: Mapping[int, DistanceMap], levels: list[tuple[Side, Side]], start: Rigid, plan: PosePlan, frame: Frame
+    label: int,
+    maps: Mapping[int, DistanceMap],
+    levels: list[tuple[Side, Side]],
+    starts: Sequence[Rigid],
+    plan: PosePlan,
+    frame: Frame,
 ) -> BonePose:
-    first = start if frame == "fixed" else start.inverse()
-    lost = BonePose(label, start, np.diag([np.inf] * 6), False, float("inf"))
+    """From the best of some starts, fixed mm -> moving mm; the first of them where the bone is not found."""
+    guesses = [start if frame == "fixed" else start.inverse() for start in starts]
+    lost = BonePose(label, starts[0], starts[0], np.diag([np.inf] * 6), False, float("inf"))
     others = [found for k, found in maps.items() if k != label]
     shells = [plan.shell_mm * s / plan.spacings_mm[-1] for s in plan.spacings_mm]
     most = [min(plan.points, COARSE_POINTS)] * (len(levels) - 1) + [plan.points]
@@ -189,17 +198,18 @@ def _bone_pose(
         return lost
     coarse = [(here, other) for here, (_, other) in zip(seen, levels, strict=True)][:-1]
     here, other = seen[-1], levels[-1][1]
-    tried = _coarse_to_fine(coarse, [first], plan)
+    tried = _coarse_to_fine(coarse, guesses, plan)
     searched = plan.search_mm > 0 and bool(tried) and tried[0].gain <= CLEAR  # what is out of view is not looked for
     if searched:
-        far = search(*levels[0], maps[label], others, shells[0], first, plan, SCALE)
-        tried = _coarse_to_fine(coarse, [first, *far], plan)
-    close = [fit.pose for fit in tried if fit.score - tried[0].score < AMBIGUOUS] or [first]
+        far = search(*levels[0], maps[label], others, shells[0], guesses[0], plan, SCALE)
+        tried = _coarse_to_fine(coarse, [*guesses, *far], plan)
+    close = [fit.pose for fit in tried if fit.score - tried[0].score < AMBIGUOUS] or guesses
     best, *rest = sorted((_fit(here, other, pose, plan) for pose in close), key=lambda fit: fit.score)
     ambiguous = any(fit.score - best.score < AMBIGUOUS and _rms_mm(fit.pose, best.pose, here) > APART_MM for fit in rest)
     radius = _radius(here)
     runaway = np.sqrt(3) * plan.search_mm * searched + 0.5 * radius + 10.0
-    if not np.isfinite(best.score) or best.gain <= CHANCE or _rms_mm(best.pose, first, here) > runaway:
+    nearest = min(range(len(guesses)), key=lambda n: _rms_mm(best.pose, guesses[n], here))
+    if not np.isfinite(best.score) or best.gain <= CHANCE or _rms_mm(best.pose, guesses[nearest], here) > runaway:
         return lost
     ambiguous = ambiguous or _has_rival(here, other, best, _rivals(maps, label), plan, coarse, tried)
     pose, covariance = best.pose, _covariance(here, other, best.pose)
@@ -209,7 +219,8 @@ def _bone_pose(
         pose = pose.inverse()
         turn = np.kron(np.eye(2), pose.matrix[:3, :3].T)
         covariance = turn @ covariance @ turn.T
-    return BonePose(label, pose, covariance, not ambiguous and worst <= plan.largest_sd_mm, best.score, best.gain)
+    determined = not ambiguous and worst <= plan.largest_sd_mm
+    return BonePose(label, pose, starts[nearest], covariance, determined, best.score, best.gain)
 
 
 def _rivals(maps: Mapping[int, DistanceMap], label: int) -> list[np.ndarray]:

@@ -31,11 +31,12 @@ SHARED = 0.05
 POINTS = 2_000
 
 
-def settled(bone: BonePose, first: Rigid, points: Float64[Tensor, "3 n"]) -> BonePose:
-    """An undetermined bone between its first pose and that from the images, each direction by how sure it is.
+def settled(bone: BonePose, points: Float64[Tensor, "3 n"]) -> BonePose:
+    """An undetermined bone between the pose it was found from and that from the images, each direction by how sure it is.
 
-    points: of the bone, fixed mm. A bone whose images tell nothing, or lead far away, keeps the first pose.
+    points: of the bone, fixed mm. A bone whose images tell nothing, or lead far away, keeps the former.
     """
+    first = bone.start
     centre = points.mean(1)
     radius = max(float((points - centre[:, None]).square().sum(0).mean().sqrt()), 1.0)
     kept = replace(bone, pose=first)

@@ -27,7 +27,7 @@ SHOT = DiscretePlan(
     levels=(
         DiscreteLevel(features="network", spacing_mm=8.0, stride=1, reach_mm=24.0, rigid=True),
         DiscreteLevel(features="network", spacing_mm=8.0, stride=1, reach_mm=16.0, rigid=True),
-        DiscreteLevel(features="network", spacing_mm=4.0, stride=1, reach_mm=8.0),
+        DiscreteLevel(features="network", spacing_mm=4.0, stride=3, reach_mm=8.0),
         DiscreteLevel(spacing_mm=2.0, stride=3, reach_mm=6.0),
         DiscreteLevel(spacing_mm=2.0, stride=3, reach_mm=4.0),
     ),

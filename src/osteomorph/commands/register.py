@@ -81,8 +81,9 @@ def register(
 
     from osteomorph import registration
     from osteomorph.progress import Reporter
+    from osteomorph.threads import threads as limited
 
-    with Reporter(json_log) as progress:
+    with limited(threads), Reporter(json_log) as progress:
         result = registration.register(
             fixed,
             moving,
@@ -97,7 +98,6 @@ def register(
             initial=initial,
             refine=refine,
             device=device.value,
-            threads=threads,
             seed=seed,
             progress=progress,
         )
