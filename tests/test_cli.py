@@ -168,7 +168,7 @@ def test_options_reach_the_registration(pair, tmp_path, monkeypatch):
     given = {}
 
     def record(fixed, moving, **options):
-        given.update(options, fixed=fixed, moving=moving)
+        given.update(options, fixed=fixed, moving=moving, threads=torch.get_num_threads())
         raise InputError("seen.")
 
     monkeypatch.setattr(registration, "register", record)
@@ -186,7 +186,22 @@ def test_options_reach_the_registration(pair, tmp_path, monkeypatch):
     run("register", *sides(pair, tmp_path / "out"), "--bone-labels", "22, 23", code=2)
     assert given["bone_labels"] == [22, 23]
     assert (given["refine"], given["initial"], given["bones"], given["device"]) == (None, None, "auto", "auto")
-    assert (given["threads"], given["seed"]) == (None, None)
+    assert (given["threads"], given["seed"]) == (torch.get_num_threads(), None)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_files_are_written_with_the_threads_that_were_asked_for(pair, tmp_path, monkeypatch, threads):
+    write, seen = registration.Registration.write, []
+
+    def counted(*args, **options):
+        seen.append(torch.get_num_threads())
+        return write(*args, **options)
+
+    monkeypatch.setattr(registration.Registration, "write", counted)
+    before = torch.get_num_threads()
+    run("register", *sides(pair, tmp_path / "out"), "--no-refine", "--initial", "none", "--threads", threads)
+    assert seen == [threads]
+    assert torch.get_num_threads() == before
 
 
 def test_a_quality_warning_exits_3_with_the_result_written(pair, tmp_path, monkeypatch):
