@@ -353,6 +353,9 @@ def test_doubts_about_bones_are_said_in_words():
     sure = replace(certificate, rim_voxels={2: 0}, narrowest_gap_mm=1.0)
     exact.__dict__.update(poses={2: bones[2]}, certificate=sure, base=SimpleNamespace(bodies=bodies[:1]))
     assert warnings_of(exact, {}) == []
+    wild = BonePose(1, Rigid.identity(), Rigid.identity(), np.diag([9.0] * 3 + [300.0**2] * 3), False, 0.1)
+    exact.__dict__.update(poses={1: wild})
+    assert "it may be off by more than 10 degrees and more than 10 mm" in warnings_of(exact, {})[0]
 
 
 def test_bones_that_follow_their_surroundings_are_named_in_one_line():

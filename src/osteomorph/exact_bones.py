@@ -58,6 +58,9 @@ MARGIN_VOXELS = 2.0
 GIVEN_AWAY = 0.1
 """Share of a found bone from which on it is said that so much of it lies too near to others to be rigid."""
 
+MOST_TOLD = 10.0
+"""Degrees or mm of a pose's standard deviation, beyond which no number is given."""
+
 LEAST_POINTS = 60
 """Voxels of the guess below which a bone's rotation is not read from it."""
 
@@ -295,7 +298,7 @@ def warnings_of(exact: ExactBones, names: Mapping[int, str]) -> list[str]:
     for label, bone in exact.poses.items():
         name = names.get(label, str(label))
         if not bone.determined and np.isfinite(bone.covariance).all():
-            off = f"{bone.rotation_sd_deg:.2g} degrees and {bone.shift_sd_mm:.2g} mm (one standard deviation)"
+            off = f"{_told(bone.rotation_sd_deg, 'degrees')} and {_told(bone.shift_sd_mm, 'mm')} (one standard deviation)"
             out.append(f"The images do not tell the pose of bone {name}: it may be off by {off}. Look at it before you use it.")
         elif not bone.determined:
             following.append(name)
@@ -319,6 +322,11 @@ def warnings_of(exact: ExactBones, names: Mapping[int, str]) -> list[str]:
         pair = " and ".join(names.get(label, str(label)) for label in certificate.narrowest_pair or ())
         out.append(f"Bones {pair} run into each other by {-certificate.narrowest_gap_mm:.2g} mm.")
     return out
+
+
+def _told(value: float, unit: str) -> str:
+    """A standard deviation holds near a pose; a large one says only that it is large."""
+    return f"more than {MOST_TOLD:g} {unit}" if value > MOST_TOLD else f"{value:.2g} {unit}"
 
 
 def certificate_json(exact: ExactBones, metrics: Mapping[str, Any], residual_mm: Mapping[int, float]) -> dict[str, Any]:
