@@ -248,9 +248,9 @@ def soft_around(
     uneven: the image of which the gain is to be taken out, where the plan wants that.
     """
     still = still_parts(base, prepared.fixed.grid, plan.around)
-    begin = besides_bones(dense, base, prepared) if plan.begin == "guess" else None
+    guess = besides_bones(dense, base, prepared) if plan.begin == "guess" or plan.agree_mm > 0 else None
     if not plan.levels:
-        return soft_field(prepared, still, plan, seed, progress, begin)
+        return soft_field(prepared, still, plan, seed, progress, guess)
     transform = start.after(field)
     known = Image(torch.ones_like(prepared.moving.data[:1]), prepared.moving.grid)
     through = Case(
@@ -263,7 +263,7 @@ def soft_around(
     )
     if uneven is not None and plan.gain_mm > 0:
         through = even_gain(through, uneven, plan.gain_mm)
-    return soft_field(through, still, plan, seed, progress, begin)
+    return soft_field(through, still, plan, seed, progress, guess)
 
 
 def still_parts(base: Polyrigid, grid: Grid, around: Literal["bone", "margin"]) -> list[DistanceMap]:

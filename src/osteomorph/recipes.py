@@ -46,8 +46,9 @@ def default() -> Plan:
                 levels=(
                     DiscreteLevel(spacing_mm=5.0, reach_mm=30.0, rigid=True),
                     DiscreteLevel(spacing_mm=5.0, reach_mm=15.0, rigid=True),
-                    DiscreteLevel(spacing_mm=3.0, reach_mm=9.0),
+                    DiscreteLevel(spacing_mm=4.0, reach_mm=8.0, stride=3),
                     DiscreteLevel(spacing_mm=2.0, reach_mm=6.0, stride=3),
+                    DiscreteLevel(spacing_mm=2.0, reach_mm=4.0, stride=3),
                 ),
             ),
             "pose": PosePlan(spacings_mm=(2.0, 1.0), search_deg=0.0),
@@ -56,6 +57,7 @@ def default() -> Plan:
                 lattice_mm=5.0,
                 bins=48,
                 gain_mm=15.0,
+                agree_mm=0.75,
                 levels=(
                     Level(control_mm=28, iterations=25, step_mm=0.8, smooth_mm=2.5, bending_factor=16.0, mind_factor=0.25),
                     Level(control_mm=20, iterations=25, step_mm=0.5, smooth_mm=1.0, bending_factor=6.0, mind_factor=0.5),
@@ -82,7 +84,7 @@ def not_optimised(plan: Plan) -> Plan:
         "discrete": SHOT,
         "guess": RefinePlan(),
         "pose": plan.pose.model_copy(update={"spacings_mm": (2.0,), "iterations": 0, "search_mm": 0.0, "search_deg": 0.0}),
-        "soft": plan.soft.model_copy(update={"levels": (), "begin": "guess"}),
+        "soft": plan.soft.model_copy(update={"levels": (), "begin": "guess", "agree_mm": 0.0}),
     }
     return out.model_copy(update=parts)
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from osteomorph import fields
+from osteomorph.agreement import agreed
 from osteomorph.case import Case
 from osteomorph.descent import Progress, descend
 from osteomorph.distances import DistanceMap
@@ -40,7 +41,7 @@ def soft_field(
     plan: SoftPlan,
     seed: int = 0,
     progress: Progress | None = None,
-    begin: Displacement | None = None,
+    guess: Displacement | None = None,
 ) -> tuple[Displacement | Velocity, list[dict[str, float]]]:
     """psi, fixed mm -> fixed mm, on the fixed image's grid; and the terms' values at each step.
 
@@ -49,8 +50,8 @@ def soft_field(
     asked of v, which knows no bones: asked of chi v it would hold tissue back all around them.
 
     case: prepared, the moving image already resampled through the bones' transform: both describe along the same axes.
-    regions: what must not move. begin: v to begin from, by default 0; its own smoothness is not asked for. A displacement
-    that comes near to folding is returned as a velocity.
+    regions: what must not move. guess: of v, to begin from (its own smoothness is not asked for) or to average with in the end,
+    as the plan says. A displacement that comes near to folding is returned as a velocity.
     """
     grid = case.fixed.grid
     hold = ramp(regions, grid, plan.ramp_mm)
@@ -61,9 +62,9 @@ def soft_field(
     told = None if progress is None else lambda done: progress("soft", done, total)
     found: list[tuple[Basis, Tensor]] = []
     before = torch.zeros(3, *grid.shape, dtype=case.fixed.data.dtype)
-    if begin is not None:
+    if guess is not None and plan.begin == "guess":
         for planes, part in grid.slabs():
-            before[:, planes] += sample(begin.vectors, begin.grid, part.points().flatten(1)).unflatten(1, part.shape)
+            before[:, planes] += sample(guess.vectors, guess.grid, part.points().flatten(1)).unflatten(1, part.shape)
     for level in plan.levels:
         seen = smoothed(case, level.smooth_mm)
         similarity = Objective([term for term in terms(plan, level, case, ()) if not isinstance(term[2], (Bending, Diffusion))])
@@ -98,6 +99,8 @@ def soft_field(
         found.append((basis, control))
         before += basis(control)
     vectors = before.mul_(hold)
+    if guess is not None and plan.agree_mm > 0:
+        vectors = agreed(vectors, hold, grid, guess, plan.agree_mm)
     return (Velocity(vectors, grid, SQUARINGS) if plan.field == "velocity" else without_folds(vectors, grid)), history
 
 
