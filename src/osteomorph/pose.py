@@ -211,7 +211,8 @@ def _bone_pose(
     nearest = min(range(len(guesses)), key=lambda n: _rms_mm(best.pose, guesses[n], here))
     if not np.isfinite(best.score) or best.gain <= CHANCE or _rms_mm(best.pose, guesses[nearest], here) > runaway:
         return lost
-    ambiguous = ambiguous or _has_rival(here, other, best, _rivals(maps, label), plan, coarse, tried)
+    if plan.iterations > 0:  # without steps from there, a neighbour's place is never as good
+        ambiguous = ambiguous or _has_rival(here, other, best, _rivals(maps, label), plan, coarse, tried)
     pose, covariance = best.pose, _covariance(here, other, best.pose)
     scale = np.repeat([radius, 1.0], 3)
     worst = _largest_sd(covariance * np.outer(scale, scale))
