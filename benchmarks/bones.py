@@ -24,16 +24,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.colors import ListedColormap
+from bone_pictures import overlay
 from scipy.spatial.transform import Rotation
 from torch.nn.functional import avg_pool3d
 
@@ -70,6 +67,8 @@ class Count:
     missed: int
     extra: int
     seconds: float
+    sureness: tuple[tuple[float, float], ...] = ()
+    """Of every found bone of a complete label map, its confidence and its Dice with the true bone it shares most with."""
 
 
 def count(
@@ -98,10 +97,12 @@ def count(
     covers = shared[wanted][:, 1:] / sizes[wanted][:, None] > 0.3
     inside = 1 - shared[0, 1:] / np.maximum(said_sizes[1:], 1)
     both = int(((true > 0) & (said > 0)).sum())
+    overlap = 2 * shared[1:] / np.maximum(sizes[1:, None] + said_sizes, 1)
+    sureness = tuple((c, float(overlap[:, k].max(initial=0.0))) for k, c in found.confidence.items())
     return Count(
         name, len(wanted), float(np.mean(dice)), float(np.min(dice)),
         2 * both / max(int((true > 0).sum() + (said > 0).sum()), 1), int((covers.sum(0) > 1).sum()), split, missed,
-        int((inside < 0.2).sum()) if complete else 0, seconds,
+        int((inside < 0.2).sum()) if complete else 0, seconds, sureness if complete else (),
     )  # fmt: skip
 
 
@@ -173,6 +174,21 @@ def summary(name: str, rows: Sequence[Count]) -> Count:
         float(np.mean([r.bone_dice for r in rows])), sum(r.merged for r in rows), sum(r.split for r in rows),
         sum(r.missed for r in rows), sum(r.extra for r in rows), float(np.mean([r.seconds for r in rows])),
     )  # fmt: skip
+
+
+SURE = (0.0, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.01)
+RIGHT = 0.8
+
+
+def reliability(rows: Sequence[Count]) -> str:
+    """How right found bones are, by the confidence that is said of them."""
+    lines = ["| confidence | found bones | Dice | of them Dice of .8 or more |", "|---|---|---|---|"]
+    for low, high in pairwise(SURE):
+        dice = np.array([d for row in rows for c, d in row.sureness if low <= c < high])
+        if len(dice):
+            right = (dice >= RIGHT).mean()
+            lines.append(f"| {low:.2f} to {min(high, 1):.2f} | {len(dice)} | {dice.mean():.3f} | {right:.0%} |")
+    return "\n".join(lines)
 
 
 # -- real volumes ------------------------------------------------------------------------------------------------------------
@@ -269,31 +285,6 @@ def real(
     return [r for r in rows if r is not None], some
 
 
-COLOURS = ListedColormap(["#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6", "#bcf60c"])
-
-
-def overlay(image: Image, labels: Labels, path: Path) -> None:
-    """A sagittal, a coronal and an axial slice through the most bone, with the bones in colour."""
-    grid, order, flips = image.grid.canonical()
-    data, found = (
-        volume.permute(0, *(1 + a for a in order)).flip([1 + d for d in flips])[0].numpy()
-        for volume in (unit_intensities(image.data[:1].float()), labels.data.int())
-    )
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4.6))
-    for axis, panel in enumerate(axes):
-        rest = tuple(d for d in range(3) if d != axis)
-        at = int((found > 0).sum(rest).argmax()) if (found > 0).any() else found.shape[axis] // 2
-        picture, numbers = data.take(at, axis).T, found.take(at, axis).T
-        extent = (0, grid.size_mm[rest[0]], 0, grid.size_mm[rest[1]])
-        panel.imshow(picture, cmap="gray", origin="lower", extent=extent, vmin=0, vmax=1)
-        shown = np.ma.masked_where(numbers == 0, (numbers - 1) % COLOURS.N)
-        panel.imshow(shown, cmap=COLOURS, origin="lower", extent=extent, alpha=0.45, vmin=-0.5, vmax=COLOURS.N - 0.5)
-        panel.set_axis_off()
-    figure.tight_layout(pad=0.2)
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
-
-
 # -- features ----------------------------------------------------------------------------------------------------------------
 def mind_features(image: Image, wide: bool) -> Image:
     """MIND-SSC at 2 mm on a lattice of 4 mm; wide: averaged over 12 mm."""
@@ -375,7 +366,8 @@ def main() -> None:
     with threads(1):
         if given.part == "drawn":
             rows = drawn(network, given.patients, given.cache)
-            print("\n" + table(rows))
+            print(f"\n{table(rows)}\n\nCT\n{reliability([r for r in rows if r.name.endswith(' CT')])}\n")
+            print(f"MR\n{reliability([r for r in rows if not r.name.endswith(' CT')])}")
             result: object = [asdict(r) for r in rows]
         elif given.part == "real":
             if given.data is None:
