@@ -25,6 +25,7 @@ from osteomorph.distances import DistanceMap
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image
+from osteomorph.mean_weights import mean_of
 from osteomorph.simulate.atlas import Atlas
 from osteomorph.train_bones import Settings, Training
 
@@ -202,6 +203,27 @@ def test_training_begins_from_given_weights_and_says_so(folder) -> None:
         train_bones.run(folder / "more", later, folder, names, second, folder / "shared", checked=0)
     with pytest.raises(InputError, match="widths"):
         Training(replace(settings, widths=(4, 8, 8, 16)), read)
+
+
+def test_a_mean_of_weights_is_their_mean_and_names_them(tmp_path) -> None:
+    paths, networks = [tmp_path / f"{n}.safetensors" for n in range(3)], []
+    for n, path in enumerate(paths):
+        torch.manual_seed(n)
+        networks.append(BoneNetwork(SMALL))
+        save_bone_network(path, networks[-1], {"step": n})
+    digest = mean_of(paths, tmp_path / "mean.safetensors")
+    mean, about = load_bone_network(tmp_path / "mean.safetensors", digest)
+    for name, value in mean.state_dict().items():
+        expected = torch.stack([network.state_dict()[name] for network in networks]).mean(0)
+        assert torch.allclose(value, expected, atol=2e-3)
+    assert [part["about"] for part in about["mean_of"]] == [{"step": n} for n in range(3)]
+    assert about["mean_of"][1]["sha256"] == hashlib.sha256(paths[1].read_bytes()).hexdigest()
+    save_bone_network(paths[0], BoneNetwork((4, 8, 8, 16)), {})
+    with pytest.raises(InputError, match="other widths"):
+        mean_of(paths, tmp_path / "none.safetensors")
+    with pytest.raises(InputError, match="no weights"):
+        mean_of([], tmp_path / "none.safetensors")
+    assert not (tmp_path / "none.safetensors").exists()
 
 
 def test_pairs_keep_their_numbers_whoever_is_left_out() -> None:

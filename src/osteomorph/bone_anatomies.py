@@ -22,7 +22,7 @@ from osteomorph.simulate.trunk import Trunk
 SPACING_MM = 1.6
 """Of drawn anatomies, once they are voxels."""
 
-DRAWN = {"trunk": 4, "lumbar": 12, "thorax": 6, "knee": 6, "hips": 4}
+DRAWN = {"trunk": 6, "lumbar": 12, "thorax": 6, "knee": 6, "hips": 10}
 """Patients by field of view. "trunk" reaches from T10 to the upper thighs; "hips" is the pelvis of others."""
 
 REGION = {"trunk": "lumbar", "hips": "pelvis"}

@@ -21,13 +21,13 @@ from osteomorph.geometry import Grid, sample
 from osteomorph.simulate.dataset import SimulatedPairs
 from osteomorph.simulate.scanner import blur
 
-PAIR_VOXELS = 72
+PAIR_VOXELS = 80
 PATCH_VOXELS = 48
 
-SHARES: Mapping[str, float] = {"trunk": 0.36, "lumbar": 0.22, "thorax": 0.10, "knee": 0.08, "pelvis": 0.02, "ct": 0.22}
+SHARES: Mapping[str, float] = {"trunk": 0.34, "lumbar": 0.18, "thorax": 0.10, "knee": 0.08, "hips": 0.08, "ct": 0.22}
 """Of the pairs, by the start of the patient's name; others have none."""
 
-LATER, LATER_SHARES = 600, {"hips": 0.6, "knee": 0.2, "thorax": 0.2}
+LATER, LATER_SHARES = 700, {"hips": 0.5, "trunk": 0.1, "knee": 0.15, "thorax": 0.25}
 """Number from which on, and shares of the pairs then: of what is learned last."""
 
 FOCUSED = 0.5
