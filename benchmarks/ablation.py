@@ -45,7 +45,7 @@ from osteomorph.plan import DiscreteLevel, DiscretePlan, Plan, Weights
 from osteomorph.polyrigid import Polyrigid
 from osteomorph.pose import BonePose
 from osteomorph.prepare import prepare
-from osteomorph.recipes import SHOT, default, not_optimised, penalty
+from osteomorph.recipes import SEARCH, default, not_optimised, penalty
 from osteomorph.registration import register
 from osteomorph.threads import threads
 from osteomorph.transforms import Displacement, Rigid, Transform
@@ -159,7 +159,16 @@ def procrustes() -> Exact:
 
 
 NETWORK = DiscretePlan(levels=(DiscreteLevel(features="network", spacing_mm=4.0, stride=1, reach_mm=24.0),))
-SEARCHES = {"no search": DiscretePlan(), "MIND": default().discrete, "network": NETWORK, "network, then MIND": SHOT}
+MIND = DiscretePlan(
+    levels=(
+        DiscreteLevel(spacing_mm=5.0, reach_mm=30.0, rigid=True),
+        DiscreteLevel(spacing_mm=5.0, reach_mm=15.0, rigid=True),
+        DiscreteLevel(spacing_mm=4.0, reach_mm=8.0, stride=3),
+        DiscreteLevel(spacing_mm=2.0, reach_mm=6.0, stride=3),
+        DiscreteLevel(spacing_mm=2.0, reach_mm=4.0, stride=3),
+    ),
+)
+SEARCHES = {"no search": DiscretePlan(), "MIND": MIND, "network": NETWORK, "network, then MIND": SEARCH}
 
 
 def optimised(discrete: DiscretePlan) -> Exact:
@@ -187,6 +196,7 @@ GROUPS: dict[str, dict[str, Variant]] = {
     "soft": {
         "soft: mutual information": soft_weights(mind=0.0),
         "soft: MIND": soft_weights(mutual_information=0.0),
+        "soft: without the search's field": soft(agree_mm=0.0),
         OURS: Exact(),
     },
     "stages": {

@@ -92,8 +92,10 @@ def exact_path(
     with clock("soft"):
         if prepared.fixed_mask is None:
             prepared = replace(prepared, fixed_mask=foreground(prepared.fixed))
-        uneven = uneven_side(case.fixed, case.moving)
-        psi, history = soft_around(prepared, base, motion, start, dense, plan.soft, plan.seed, clock.told("soft"), uneven)
+        uneven, soft = uneven_side(case.fixed, case.moving), plan.soft
+        if not (plan.discrete.levels or plan.guess.levels):  # then the guess knows nothing of soft tissue
+            soft = soft.model_copy(update={"agree_mm": 0.0})
+        psi, history = soft_around(prepared, base, motion, start, dense, soft, plan.seed, clock.told("soft"), uneven)
     exact = ExactBones(found, base, psi, history)
     with clock("store"):
         onto, written = stored_grid(case.fixed.grid, spacing), motion

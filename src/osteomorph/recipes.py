@@ -23,7 +23,7 @@ THESIS_LEVELS = (
 )
 
 
-SHOT = DiscretePlan(
+SEARCH = DiscretePlan(
     levels=(
         DiscreteLevel(features="network", spacing_mm=8.0, stride=1, reach_mm=24.0, rigid=True),
         DiscreteLevel(features="network", spacing_mm=8.0, stride=1, reach_mm=16.0, rigid=True),
@@ -32,7 +32,7 @@ SHOT = DiscretePlan(
         DiscreteLevel(spacing_mm=2.0, stride=3, reach_mm=4.0),
     ),
 )
-"""The search in one shot."""
+"""The wide search: the network's features from far off, then MIND-SSC."""
 
 
 def default() -> Plan:
@@ -42,22 +42,14 @@ def default() -> Plan:
             "name": "default",
             "prepare": PreparePlan(most_voxels=16_000_000),
             "bones": "exact",
-            "discrete": DiscretePlan(
-                levels=(
-                    DiscreteLevel(spacing_mm=5.0, reach_mm=30.0, rigid=True),
-                    DiscreteLevel(spacing_mm=5.0, reach_mm=15.0, rigid=True),
-                    DiscreteLevel(spacing_mm=4.0, reach_mm=8.0, stride=3),
-                    DiscreteLevel(spacing_mm=2.0, reach_mm=6.0, stride=3),
-                    DiscreteLevel(spacing_mm=2.0, reach_mm=4.0, stride=3),
-                ),
-            ),
+            "discrete": SEARCH,
             "pose": PosePlan(spacings_mm=(2.0, 1.0), search_deg=0.0),
             "soft": SoftPlan(
                 ramp_mm=10.0,
                 lattice_mm=5.0,
                 bins=48,
                 gain_mm=15.0,
-                agree_mm=0.75,
+                agree_mm=1.0,
                 levels=(
                     Level(control_mm=28, iterations=25, step_mm=0.8, smooth_mm=2.5, bending_factor=16.0, mind_factor=0.25),
                     Level(control_mm=20, iterations=25, step_mm=0.5, smooth_mm=1.0, bending_factor=6.0, mind_factor=0.5),
@@ -81,7 +73,6 @@ def not_optimised(plan: Plan) -> Plan:
     if plan.bones != "exact":
         return out
     parts = {
-        "discrete": SHOT,
         "guess": RefinePlan(),
         "pose": plan.pose.model_copy(update={"spacings_mm": (2.0,), "iterations": 0, "search_mm": 0.0, "search_deg": 0.0}),
         "soft": plan.soft.model_copy(update={"levels": (), "begin": "guess", "agree_mm": 0.0}),
