@@ -73,6 +73,7 @@ def not_optimised(plan: Plan) -> Plan:
     if plan.bones != "exact":
         return out
     parts = {
+        "discrete": SEARCH,
         "guess": RefinePlan(),
         "pose": plan.pose.model_copy(update={"spacings_mm": (2.0,), "iterations": 0, "search_mm": 0.0, "search_deg": 0.0}),
         "soft": plan.soft.model_copy(update={"levels": (), "begin": "guess", "agree_mm": 0.0}),
