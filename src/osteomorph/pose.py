@@ -128,8 +128,8 @@ def poses(
 
     start: per bone a first guess. frame: which label map says where the bone is; the other image is carried onto the lattice
     of that one's. Bones are independent of each other, and nothing is random.
-    instead: of what was found, for some bones other starts, which count where they lead to a pose that is determined or fits
-        clearly better.
+    instead: of what was found, for some bones other starts, which count where they lead to a pose that is determined, or fits
+        clearly better and not by chance.
 
     Raises InputError: no labels in that frame, a label without voxels, or no start for it. A bone that the images do not show
     keeps its start, with ``determined`` False.
@@ -157,7 +157,7 @@ def poses(
             progress("pose", len(out), len(ids))
     others = {} if instead is None else instead(out)
     for again in spread(lambda label: _bone_pose(label, maps, levels, others[label], plan, frame), others):
-        if again.determined or again.score < out[again.label].score - AMBIGUOUS:
+        if again.determined or (again.gain > CLEAR and again.score < out[again.label].score - AMBIGUOUS):
             out[again.label] = again
     return out
 
