@@ -105,3 +105,16 @@ def test_votes_in_two_lumps_that_agree_where_they_meet_are_one_bone() -> None:
     found, sure = instances(probability, offset, 2.0)
     assert len(sure) == 2  # votes that leap are of two bones, however broad the seam
     assert len(np.unique(found[upper])) == 1
+
+
+def test_agreeing_votes_across_a_narrow_bridge_do_not_make_two_bones_one() -> None:
+    bone, upper, _ = in_two_lumps(40.0)
+    places = np.stack(np.meshgrid(*[np.arange(n) for n in SHAPE], indexing="ij")).astype(float)
+    ramp = np.clip((places[2] - 29.5) / 14.0, -1, 1)
+    offset = np.stack([20.0 - places[0], 18.0 - places[1], 30.0 + 10.0 * np.sign(ramp) * np.abs(ramp) ** 0.7 - places[2]]) * 2.0
+    bridge = bone.copy()
+    bridge[:, :, 26:34] = False
+    bridge[18:22, 16:20, 26:34] = True  # as facets that touch
+    found, sure = instances(np.where(bridge, 0.9, 0.05), offset, 2.0)
+    assert len(sure) == 2
+    assert len(np.unique(found[bridge & upper])) == 1

@@ -32,7 +32,7 @@ class InstanceSettings:
     least_mm3: float = 1000.0
     fragment_mm3: float = 400.0
     agreeing_mm: float | None = 14.0
-    seam: float = 1.0
+    seam: float = 2.0
 
 
 def instances(
