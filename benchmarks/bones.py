@@ -14,13 +14,14 @@ merged    found bones that cover more than 30 % of each of several true ones
 split     true bones of which several found ones cover more than 15 % each
 missed    true bones of which no found one covers a third
 extra     found bones of which less than a fifth is labelled, where the label map is complete
+named     vertebrae, sacra, hips and femurs whose found bone has their very name (of all of them), and those that have another's
 """
 
 import argparse
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
@@ -43,7 +44,7 @@ from osteomorph.io import read_image, read_labels
 from osteomorph.similarity import mind_ssc
 from osteomorph.simulate.dataset import Sample, SimulatedPairs
 from osteomorph.simulate.mr import CONTRASTS
-from osteomorph.simulate.naming import names_for
+from osteomorph.simulate.naming import BONE_LABELS, SPINE_IDS, names_for, structure
 from osteomorph.threads import threads
 
 SEED = 77
@@ -53,6 +54,31 @@ WINDOW_MM, HIT_MM = 24.0, 4.0
 
 
 # -- what is measured --------------------------------------------------------------------------------------------------------
+class Names(NamedTuple):
+    """Of true bones that have a level or a side: those whose found bone is called by it, those called by another's, and all."""
+
+    right: int
+    wrong: int
+    all: int
+
+    def __str__(self) -> str:
+        return f"{self.right} of {self.all}, {self.wrong} wrong"
+
+
+def named(shared: np.ndarray, found: Labels, true_names: Mapping[int, str], wanted: Sequence[int]) -> Names:
+    """shared: (true ids, found ids) voxels that both have. A true bone's found one is that which has most of it."""
+    asked = [k for k in wanted if true_names.get(k) in NAMED]
+    said = {}
+    for k in asked:
+        best = int(shared[k, 1:].argmax()) + 1 if shared.shape[1] > 1 else 0
+        said[k] = found.name(best) if best and shared[k, best] else ""
+    right = sum(said[k] == true_names[k] for k in asked)
+    return Names(right, sum(said[k] in NAMED for k in asked) - right, len(asked))
+
+
+NAMED = {name for name in BONE_LABELS if not name.startswith(("rib", "tibia", "fibula", "patella"))}
+
+
 @dataclass(frozen=True)
 class Count:
     """Of one image."""
@@ -67,14 +93,22 @@ class Count:
     missed: int
     extra: int
     seconds: float
+    names: "Names"
     sureness: tuple[tuple[float, float], ...] = ()
     """Of every found bone of a complete label map, its confidence and its Dice with the true bone it shares most with."""
 
 
 def count(
-    name: str, truth: Labels, found: FoundBones, seconds: float, complete: bool = True, among: Sequence[int] | None = None
+    name: str,
+    truth: Labels,
+    found: FoundBones,
+    seconds: float,
+    complete: bool = True,
+    among: Sequence[int] | None = None,
+    names: Mapping[int, str] | None = None,
 ) -> Count | None:
-    """Of one image; None where no bone is wanted. among: labels that count, all by default.
+    """Of one image; None where no bone is wanted. among: labels that count, all by default. names: of the true labels, those
+    of drawn patients by default.
 
     Without ``complete``, what is found beside the labelled bones is not judged.
     """
@@ -102,7 +136,9 @@ def count(
     return Count(
         name, len(wanted), float(np.mean(dice)), float(np.min(dice)),
         2 * both / max(int((true > 0).sum() + (said > 0).sum()), 1), int((covers.sum(0) > 1).sum()), split, missed,
-        int((inside < 0.2).sum()) if complete else 0, seconds, sureness if complete else (),
+        int((inside < 0.2).sum()) if complete else 0, seconds,
+        named(shared, found.labels, DRAWN_NAMES if names is None else names, wanted),
+        sureness if complete else (),
     )  # fmt: skip
 
 
@@ -113,11 +149,11 @@ def timed(image: Image, network: BoneNetwork) -> tuple[FoundBones, float]:
 
 
 def table(rows: Sequence[Count | None]) -> str:
-    names = ("image", "bones", "Dice", "least", "bone Dice", "merged", "split", "missed", "extra", "CPU s")
+    names = ("image", "bones", "Dice", "least", "bone Dice", "merged", "split", "missed", "extra", "named", "CPU s")
     head = f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
     lines = [
         f"| {r.name} | {r.bones} | {r.dice:.3f} | {r.least_dice:.3f} | {r.bone_dice:.3f} | {r.merged} | {r.split} | {r.missed} "
-        f"| {r.extra} | {r.seconds:.1f} |"
+        f"| {r.extra} | {r.names} | {r.seconds:.1f} |"
         for r in rows
         if r is not None
     ]
@@ -165,6 +201,8 @@ def drawn(network: BoneNetwork, number: int, folder: Path | None) -> list[Count]
 VERTEBRAE_IDS = range(1, 26)
 """Of drawn patients."""
 
+DRAWN_NAMES = {number: name for name, number in BONE_LABELS.items()}
+
 
 def summary(name: str, rows: Sequence[Count]) -> Count:
     """Dice over all bones; the rest are sums."""
@@ -173,6 +211,7 @@ def summary(name: str, rows: Sequence[Count]) -> Count:
         name, bones, sum(r.bones * r.dice for r in rows) / bones, min(r.least_dice for r in rows),
         float(np.mean([r.bone_dice for r in rows])), sum(r.merged for r in rows), sum(r.split for r in rows),
         sum(r.missed for r in rows), sum(r.extra for r in rows), float(np.mean([r.seconds for r in rows])),
+        Names(*(sum(part) for part in zip(*(r.names for r in rows), strict=True))),
     )  # fmt: skip
 
 
@@ -219,29 +258,38 @@ class Bodies(NamedTuple):
     alone: int
     shared: int
     split: int
+    names: Names
     seconds: float
 
 
 def bodies(name: str, truth: Labels, found: FoundBones, seconds: float) -> Bodies:
+    """Levels are known of the MRs at 1 mm alone, whose last label is L5."""
     true, said = truth.data[0].numpy().astype(int), found.labels.data[0].numpy().astype(int)
     ids = [int(k) for k in np.unique(true) if 0 < k < DISCS]
     shares = np.zeros((len(ids), max(said.max(), 1) + 1))
     for row, k in enumerate(ids):
         np.add.at(shares[row], said[true == k], 1)
+    last = max(ids)
+    levels = {} if name == "mr-lumbar-crop" else {row: UPWARDS[last - k] for row, k in enumerate(ids)}
+    names = named(shares, found.labels, levels, range(len(ids)))
+    for row, k in enumerate(ids):
         shares[row] /= (true == k).sum()
     recall = 1 - shares[:, 0]
     covers = shares[:, 1:] > 0.3
     shared = covers.sum(0) > 1
     alone = sum(int((covers[row] & ~shared).any() and shares[row, 1:].max() > 0.5) for row in range(len(ids)))
     split = int(((shares[:, 1:] > 0.15).sum(1) > 1).sum())
-    return Bodies(name, len(ids), float(recall.mean()), float(recall.min()), alone, int(shared.sum()), split, seconds)
+    return Bodies(name, len(ids), float(recall.mean()), float(recall.min()), alone, int(shared.sum()), split, names, seconds)
+
+
+UPWARDS = ("L5", "L4", "L3", "L2", "L1", "T12", "T11")
 
 
 def bodies_table(rows: Sequence[Bodies]) -> str:
-    head = "| image | bodies | recall | least | alone | shared | split | CPU s |\n|---|---|---|---|---|---|---|---|"
+    head = "| image | bodies | recall | least | alone | shared | split | named | CPU s |\n|---|---|---|---|---|---|---|---|---|"
     lines = [
         f"| {b.name} | {b.bodies} | {b.recall:.3f} | {b.least_recall:.3f} | {b.alone} | {b.shared} | {b.split} "
-        f"| {b.seconds:.1f} |"
+        f"| {b.names} | {b.seconds:.1f} |"
         for b in rows
     ]
     return "\n".join([head, *lines])
@@ -267,9 +315,10 @@ def real(
         image = read_image(data / entry.ct)
         truth = bone_labels(data / entry.labels, image.grid)
         found, seconds = timed(image, network)
-        rows += [count(name, truth, found, seconds, name == "ct-abdomen-pelvis-3mm")]
+        names = {k: structure(text).name for k, text in (names_for(data / entry.labels) or SPINE_IDS).items()}
+        rows += [count(name, truth, found, seconds, name == "ct-abdomen-pelvis-3mm", names=names)]
         among = [k for k in truth.ids() if re.search(r"vert|^L\d", names_for(data / entry.labels).get(k, "L"))]
-        rows += [count(f"{name}, vertebrae", truth, found, seconds, False, among)]
+        rows += [count(f"{name}, vertebrae", truth, found, seconds, False, among, names)]
         print(table(rows[-2:]), {k: round(c, 2) for k, c in found.confidence.items()}, flush=True)
         if pictures is not None:
             overlay(image, found.labels, pictures / f"bones-{name}.png")

@@ -93,15 +93,20 @@ def test_features_lie_where_the_image_does(pair) -> None:
     assert np.allclose(upright.grid.spacing_mm, 4.0)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2, 4])
 def test_blocks_answer_as_the_whole(monkeypatch, stride) -> None:
     torch.manual_seed(0)
     network, images = BoneNetwork((4, 8, 8)).eval(), torch.rand(1, 1, 101, 60, 76)
-    ask = (lambda part: network.bones(part, torch.tensor([True]))) if stride == 1 else network.features
-    whole = in_blocks(ask, images, stride)
+    ct = torch.tensor([True])
+    ask = {1: lambda part: network.bones(part, ct), 2: network.features, 4: lambda part: network.bones_in_context(part, ct)[1]}
+
+    def answer() -> torch.Tensor:
+        return in_blocks(lambda part: (ask[stride](part),), images, (stride,))[0]
+
+    whole = answer()
     monkeypatch.setattr(found_bones, "TILE_VOXELS", 300_000)
     assert len(found_bones._blocks(images.shape[2:])) > 1
-    parts = in_blocks(ask, images, stride)
+    parts = answer()
     assert parts.shape == whole.shape
     # bfloat16 rounds alike; the features see a little farther than blocks overlap
     assert (parts - whole).abs().median() < 1e-4

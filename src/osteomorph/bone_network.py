@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, layer_norm, normalize, pad, relu
+from torch.nn.functional import avg_pool3d, interpolate, layer_norm, normalize, pad, relu
 
 from osteomorph.errors import InputError
 from osteomorph.similarity import PAIRS, mind_ssc
@@ -45,6 +45,12 @@ EDGE = 0.2
 """Difference of two intensities, two voxels apart, that counts as an edge."""
 
 MODALITIES = ("MR", "CT")
+
+KINDS = ("vertebra", "sacrum", "hip", "femur", "rib", "other")
+"""Of bones, in the order of what `BoneNetwork.kind_head` answers."""
+
+MEASURES = 4
+"""Numbers about a bone's size that the kind is told by too; see `bone_kinds`."""
 
 HU_FROM = -80.0
 """An image with values below is taken for a CT: the signal of MR has no sign."""
@@ -185,6 +191,9 @@ class BoneNetwork(nn.Module):
         self.bone_head = nn.Conv3d(widths[0], 1, 1)
         self.offset_head = nn.Conv3d(widths[0], 3, 1)
         self.matching = FeatureNetwork(features)
+        self.kind_head = nn.Linear(sum(widths[-2:]) + MEASURES, len(KINDS))
+        for parameter in self.kind_head.parameters():  # trained last, on what the rest knows: until then no kind is told
+            nn.init.zeros_(parameter)
 
     def forward(self, images: Float[Tensor, "b 1 i j k"], ct: Bool[Tensor, " b"]) -> Found:
         answer = self.bones(images, ct)
@@ -195,8 +204,19 @@ class BoneNetwork(nn.Module):
         few = (slice(None), slice(None), *(slice(-(-n // FEATURE_STRIDE)) for n in images.shape[2:]))
         return self.matching(images)[few]
 
+    @property
+    def context_stride(self) -> int:
+        """Voxels between two vectors of the context."""
+        return int(2 ** len(self.down))
+
     def bones(self, images: Float[Tensor, "b 1 i j k"], ct: Bool[Tensor, " b"]) -> Float[Tensor, "b 4 i j k"]:
         """Logit and offset of `Found`."""
+        return self.bones_in_context(images, ct)[0]
+
+    def bones_in_context(
+        self, images: Float[Tensor, "b 1 i j k"], ct: Bool[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b 4 i j k"], Float[Tensor, "b c p q r"]]:
+        """The same, and at every `context_stride`-th voxel what surrounds it: the coarsest level and the one above."""
         shape = images.shape[2:]
         step = 2 ** len(self.down)
         spare = [-n % step for n in shape]
@@ -209,12 +229,13 @@ class BoneNetwork(nn.Module):
             kept.append(x)
             x = shrink(x)
             x = block(x + shift[kinds].to(x.dtype)[:, :, None, None, None])
+        context = torch.cat([x, avg_pool3d(kept[-1], 2)], 1).float()
         for level in reversed(range(len(self.down))):
             x = kept.pop() + interpolate(self.grow[level](x), scale_factor=2, mode="trilinear")
             x = self.up[level - 1](x) if level else relu(self.last(x))
         inner = (slice(None), slice(None), *(slice(n) for n in shape))
         logit, offset = self.bone_head(x)[inner].float(), self.offset_head(x)[inner].float()
-        return torch.cat([LOGIT_UNIT * logit, OFFSET_UNIT_MM * offset], 1)
+        return torch.cat([LOGIT_UNIT * logit, OFFSET_UNIT_MM * offset], 1), context
 
 
 def edges(images: Float[Tensor, "b 1 i j k"]) -> Float[Tensor, "b 1 i j k"]:
@@ -230,7 +251,7 @@ def edges(images: Float[Tensor, "b 1 i j k"]) -> Float[Tensor, "b 1 i j k"]:
 
 
 # -- on disk --------------------------------------------------------------------------------------------------------------
-FORMAT = "osteomorph bone network 1"
+FORMAT = "osteomorph bone network 2"
 
 SHIPPED = "bones.safetensors"
 """In the package, with its SHA-256 and its model card beside it."""

@@ -114,11 +114,15 @@ class Pairs:
 
     def numbers(self, pool: int) -> tuple[list[int], list[int]]:
         """Of the first ``pool``, those of the drawn patients that are there, and those of the real ones."""
-        there = [(n, self.patients.get(self._whose(n)[0])) for n in range(pool)]
+        there = [(n, self.patients.get(self.whose(n))) for n in range(pool)]
         drawn = [n for n, patient in there if patient is not None and patient.atlas.scan is None]
         return drawn, [n for n, patient in there if patient is not None and patient.atlas.scan is not None]
 
-    def _whose(self, number: int) -> tuple[str, np.random.Generator]:
+    def whose(self, number: int) -> str:
+        """The patient's name."""
+        return self._drawn(number)[0]
+
+    def _drawn(self, number: int) -> tuple[str, np.random.Generator]:
         """The patient's name, and the generator of the rest."""
         generator = np.random.default_rng((self.seed, number, 1))
         chance = self._chance if number < LATER else self._later_chance
@@ -138,7 +142,7 @@ class Pairs:
         return _unpacked(packed)  # as it will be read back
 
     def _made(self, number: int) -> StoredPair:
-        name, generator = self._whose(number)
+        name, generator = self._drawn(number)
         patient, focused = self.patients[name], bool(generator.random() < FOCUSED)
         if (name, focused) not in self._simulated:
             atlas = [patient.focused if focused else patient.atlas]

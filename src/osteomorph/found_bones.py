@@ -1,6 +1,6 @@
 """Bones of an image without labels, by the shipped network, on the image's own grid; and features to match two images by."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from osteomorph.bone_contacts import parted
 from osteomorph.bone_instances import InstanceSettings, instances
+from osteomorph.bone_kinds import Kind, kinds_of
+from osteomorph.bone_names import bone_names
 from osteomorph.bone_network import FEATURE_STRIDE, SPACING_MM, BoneNetwork, is_ct, shipped_network, unit_intensities
 from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
@@ -34,10 +36,14 @@ LOGIT = 8.0
 @final
 @dataclass(frozen=True, eq=False)
 class FoundBones:
-    """labels: on the image's grid; 1 is the most cranial bone, without names. confidence: of every id, in [0, 1]."""
+    """labels: on the image's grid; 1 is the most cranial bone, named as far as names can be told (`bone_names`).
+
+    confidence: of every id, in [0, 1]. kinds: of every id, what it most likely is and how likely that is.
+    """
 
     labels: Labels
     confidence: Mapping[int, float] = field(default_factory=dict)
+    kinds: Mapping[int, Kind] = field(default_factory=dict)
 
     def sure(self, least: float) -> Labels:
         """The labels whose confidence is at least that."""
@@ -52,24 +58,29 @@ def find_bones(image: Image, network: BoneNetwork | None = None, settings: Insta
     """
     chosen = network or shipped_network()
     lattice, prepared, ct = _prepared(image)
-    answer = in_blocks(lambda part: chosen.bones(part, ct), prepared)[0]
+    strides = (1, chosen.context_stride)
+    answer, context = (part[0] for part in in_blocks(lambda part: chosen.bones_in_context(part, ct), prepared, strides))
     numbers, sure = instances(torch.sigmoid(answer[0]).numpy(), answer[1:].numpy(), SPACING_MM, settings)
     numbers, confidence = _from_the_top(numbers, sure)
+    kinds = kinds_of(chosen, context, numbers)
+    names = bone_names(numbers, kinds, SPACING_MM)
     own = lattice.own
     logit = Image(lattice.back(answer[:1].clamp(-LOGIT, LOGIT)), own)
     near = _spread(lattice.back(torch.from_numpy(numbers)[None])[0].numpy())
     data = _outlined(logit, near, image.grid)
     if bool(ct):
         data = torch.from_numpy(parted(data.numpy(), image.data[0].float().cpu().numpy(), image.grid.spacing_mm))
-    labels = Labels(data[None], image.grid, stored=np.dtype(np.uint8 if len(confidence) < 256 else np.uint16))
-    return FoundBones(labels, {k: c for k, c in confidence.items() if k in labels.ids()})
+    labels = Labels(data[None], image.grid, names, np.dtype(np.uint8 if len(confidence) < 256 else np.uint16))
+    there = labels.ids()
+    return FoundBones(labels, {k: confidence[k] for k in there}, {k: kinds[k] for k in there})
 
 
 def features_of(image: Image, network: BoneNetwork | None = None) -> Image:
     """Vectors of unit length, alike at the same place in CT and MR, every 4 mm along axes near right, anterior, superior."""
     chosen = network or shipped_network()
     lattice, prepared, _ = _prepared(image)
-    return Image(in_blocks(chosen.features, prepared, FEATURE_STRIDE)[0], lattice.canonical.strided(FEATURE_STRIDE))
+    (answer,) = in_blocks(lambda part: (chosen.features(part),), prepared, (FEATURE_STRIDE,))
+    return Image(answer[0], lattice.canonical.strided(FEATURE_STRIDE))
 
 
 # -- the lattice ----------------------------------------------------------------------------------------------------------
@@ -109,23 +120,24 @@ def _prepared(image: Image) -> tuple[_Lattice, Float[Tensor, "1 1 i j k"], Bool[
 
 @torch.no_grad()
 def in_blocks(
-    network: Callable[[Float[Tensor, "1 1 i j k"]], Float[Tensor, "1 c p q r"]],
+    network: Callable[[Float[Tensor, "1 1 i j k"]], Sequence[Float[Tensor, "1 c p q r"]]],
     images: Float[Tensor, "1 1 i j k"],
-    stride: int = 1,
-) -> Float[Tensor, "1 c p q r"]:
-    """A network's answer at every ``stride``-th voxel, in as few blocks as memory allows; in bfloat16 where that is quick."""
-    shape, out = images.shape[2:], None
+    strides: Sequence[int],
+) -> list[Float[Tensor, "1 c p q r"]]:
+    """A network's answers, each at every so many voxels, in as few blocks as memory allows; in bfloat16 where that is quick."""
+    shape, out = images.shape[2:], list[Tensor]()
     with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16(torch.device("cpu"))):
         for outer, inner in _blocks(shape):
-            part = network(images[_of(outer)])
-            if out is None:
-                out = part.new_empty(1, part.shape[1], *(-(-n // stride) for n in shape))
-            few = tuple(slice(i.start // stride, -(-i.stop // stride)) for i in inner)
-            taken = tuple(
-                slice(f.start - o.start // stride, f.stop - o.start // stride) for f, o in zip(few, outer, strict=True)
-            )
-            out[_of(few)] = part[_of(taken)]
-    assert out is not None
+            parts = network(images[_of(outer)])
+            if not out:
+                sizes = [[-(-n // stride) for n in shape] for stride in strides]
+                out = [part.new_empty(1, part.shape[1], *size) for part, size in zip(parts, sizes, strict=True)]
+            for whole, part, stride in zip(out, parts, strides, strict=True):
+                few = tuple(slice(i.start // stride, -(-i.stop // stride)) for i in inner)
+                taken = tuple(
+                    slice(f.start - o.start // stride, f.stop - o.start // stride) for f, o in zip(few, outer, strict=True)
+                )
+                whole[_of(few)] = part[_of(taken)]
     return out
 
 

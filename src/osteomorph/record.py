@@ -28,7 +28,7 @@ def write_result(registration: "Registration", folder: Path, overwrite: bool, co
     began = time.perf_counter()
     with OutputFolder(folder, overwrite) as output:
         out = output.path
-        parts = (_write_backward, _write_forward, _write_moved, _certify)
+        parts = (_write_moved, _write_backward, _write_forward, _certify)  # the longest first
         for _ in spread(lambda part: part(registration, out), parts):
             give_back_freed_memory()
         bones = [{**bone.as_json(), **_sureness(registration, bone.label)} for bone in registration.bones]

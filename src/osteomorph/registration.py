@@ -120,6 +120,7 @@ def register(
                 found_in = bones_found(case, start.rigid)
                 shown = in_view(found_in, case, start.rigid)
                 if shown:
+                    notes = (*notes, *found_in.notes)
                     ids = BoneIds(shown, shown)
                     case = only_bones(with_found_bones(case, found_in), ids)
                     prepared = with_labels(prepared, case)

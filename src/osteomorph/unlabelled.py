@@ -6,6 +6,7 @@ from typing import Literal, final
 import numpy as np
 import torch
 
+from osteomorph.bone_names import LEVELS
 from osteomorph.bone_network import BoneNetwork, is_ct
 from osteomorph.case import Case
 from osteomorph.found_bones import FoundBones, find_bones
@@ -56,6 +57,14 @@ class FoundIn:
         if unsure:
             return (f"{unsure} possible bones of the {self.side} image stay soft: confidence below {LEAST_CONFIDENCE}.",)
         return ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the names take for granted."""
+        told = sorted((LEVELS.index(name), name) for name in self.sure.names.values() if name in LEVELS)
+        if not told:
+            return ()
+        return (f"Levels from {told[0][1]} to {told[-1][1]} count up from the sacrum: five lumbar vertebrae are assumed.",)
 
 
 def bones_found(case: Case, start: Rigid, network: BoneNetwork | None = None) -> FoundIn:
