@@ -31,12 +31,14 @@ def test_levels_are_counted_from_the_sacrum_and_sides_told_by_it() -> None:
 
 def test_without_a_sure_sacrum_there_are_no_levels() -> None:
     numbers, kinds = trunk()
-    names = bone_names(numbers, {**kinds, 1: Kind("sacrum", 0.8)}, 2.0)
+    names = bone_names(numbers, {**kinds, 1: Kind("sacrum", 0.5)}, 2.0)
     assert 1 not in names
     assert names[4] == "vertebra 4"
     assert (names[2], names[3]) == ("hip_left", "hip_right")  # of each other
     names = bone_names(numbers, {**kinds, 2: SACRUM}, 2.0)  # two
     assert names[4] == "vertebra 4"
+    names = bone_names(numbers, {**kinds, 2: Kind("sacrum", 0.8)}, 2.0)  # a sure one and a likely one
+    assert (names[1], names[4]) == ("sacrum", "L5")
 
 
 def test_a_piece_that_came_off_a_hip_does_not_hide_its_side() -> None:

@@ -11,6 +11,9 @@ from osteomorph.bone_kinds import Kind
 SURE = 0.9
 """Least chance of a kind that a bone is named by."""
 
+SACRUM = 0.6
+"""The same of the sacrum, of which an MR often shows but the upper end: it is the only one of its kind."""
+
 NEXT_MM = 12.0
 """Widest gap between two vertebrae that follow one another, or the last one and the sacrum: a disc, where arches are missed."""
 
@@ -27,16 +30,17 @@ LEVELS = (*(f"L{n}" for n in range(5, 0, -1)), *(f"T{n}" for n in range(12, 0, -
 def bone_names(numbers: Int[np.ndarray, "i j k"], kinds: Mapping[int, Kind], spacing_mm: float) -> dict[int, str]:
     """Number -> name, of those that can be told. numbers: on a lattice whose axes run to the right, anterior and superior.
 
-    Levels are counted from the sacrum, so that five lumbar vertebrae are taken for granted; they are told where there is
-    one sacrum, up to the first vertebra that is not sure or does not follow closely, and not at all where a rib lies at one
-    that would be lumbar. Hips and femurs have sides where there is one on each side. Without a level or a side a
-    bone is called by kind and number; one of another kind, or of which no kind is sure, has no name.
+    Levels are counted from the sacrum, so that five lumbar vertebrae are taken for granted. They are told where one bone is
+    most likely a sacrum, up to the first vertebra that is not sure or does not follow closely, and not at all where a rib
+    lies at one that would be lumbar. Hips and femurs have sides, seen from the sacrum or from each other. Without a level or
+    a side a bone is called by kind and number; one of another kind, or of which no kind is sure, has no name.
     """
     sure = {number: kind.name for number, kind in kinds.items() if kind.chance >= SURE and kind.name != "other"}
     out = {number: f"{kind} {number}" for number, kind in sure.items()}
     centres = {k: spacing_mm * np.array(ndimage.center_of_mass(numbers == k)) for k in kinds}
     sizes = np.bincount(numbers.ravel())
-    sacra = [number for number, kind in sure.items() if kind == "sacrum"]
+    likely = {number: kind.chance for number, kind in kinds.items() if kind.name == "sacrum" and kind.chance >= SACRUM}
+    sacra = [number for number, chance in likely.items() if chance >= SURE] or list(likely)
     if len(sacra) == 1:
         out[sacra[0]] = "sacrum"
         out |= _levels(numbers, sacra[0], kinds, centres, spacing_mm)

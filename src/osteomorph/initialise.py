@@ -17,8 +17,8 @@ class Start:
     """Where registration begins.
 
     rigid: fixed mm -> moving mm.
-    method: ``"none"``, ``"labels"``, ``"labels (elastix)"``, ``"images"``.
-    score: mean symmetric surface distance in mm on labels, mutual information in nats on images, 0 for none.
+    method: ``"none"``, ``"labels"``, ``"labels (elastix)"``, ``"images"``, ``"bones"``.
+    score: mean symmetric surface distance in mm on labels, mutual information in nats on images and bones, 0 for none.
     warnings: one sentence each.
     """
 

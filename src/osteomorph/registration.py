@@ -42,6 +42,7 @@ from osteomorph.recipes import not_optimised, recipe, recipe_names
 from osteomorph.refine import refine as optimise
 from osteomorph.resampling import resample
 from osteomorph.similarity import mutual_information
+from osteomorph.start_bones import images_or_bones
 from osteomorph.stored_fields import stored_grid, stored_inverse
 from osteomorph.threads import threads as limited
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
@@ -109,13 +110,15 @@ def register(
         with clock("prepare"):
             prepared = prepare(only_bones(case, ids), chosen.prepare)
         with clock("rigid start"):
-            start = _start(prepared, chosen, initial, given)
+            look = unlabelled and chosen.bones == "exact" and bones == "auto" and bone_labels is None
+            start, told = _start(case, prepared, chosen, initial, given, look)
+            notes += told
         there = prepared.moving.grid.moved(start.rigid.inverse().matrix)
         if overlap_mm3(prepared.fixed.grid, there) == 0:
             raise InputError(
                 "The fields of view do not overlap after the rigid start. Give labels of both images or --initial."
             )
-        if unlabelled and chosen.bones == "exact" and bones == "auto" and bone_labels is None:
+        if look:
             with clock("find bones"):
                 found_in = bones_found(case, start.rigid)
                 shown = in_view(found_in, case, start.rigid)
@@ -332,13 +335,18 @@ def _affordable(plan: Plan, fixed: Grid) -> tuple[Plan, tuple[str, ...]]:
     return plan.model_copy(update={"prepare": found}), (said,)
 
 
-def _start(prepared: Case, plan: Plan, initial: object, given: Rigid | None) -> Start:
+def _start(
+    case: Case, prepared: Case, plan: Plan, initial: object, given: Rigid | None, look: bool
+) -> tuple[Start, tuple[str, ...]]:
+    """The rigid start, and a note where it is on bones. look: whether these may be looked for."""
     if given is not None:
-        return Start(given, "given", 0.0, ())
-    settings = plan.initialise
+        return Start(given, "given", 0.0, ()), ()
+    settings, centres = plan.initialise, initial == "centres"
     if initial == "none":
         settings = settings.model_copy(update={"method": "none"})
-    return initialise(prepared, settings, plan.seed, from_centres=initial == "centres")
+    if look and settings.method != "none":
+        return images_or_bones(case, prepared, settings, plan.seed, centres)
+    return initialise(prepared, settings, plan.seed, centres), ()
 
 
 def _as_transform(initial: str | Path | Transform | None) -> Rigid | None:

@@ -64,6 +64,18 @@ def start_on_images(case: Case, plan: InitialisePlan, seed: int, from_centres: b
     return _search(_pairs(case, plan.spacings_mm, plan.bins), seed, from_centres)
 
 
+def climbed(case: Case, plan: InitialisePlan, start: Rigid, seed: int) -> tuple[Rigid, float, float]:
+    """The maximum of mutual information near a start, its value in nats, and how far from it that carries the body in mm."""
+    first = torch.from_numpy(start.matrix.copy()).float()[None]
+    poses, pairs = first, _pairs(case, plan.spacings_mm, plan.bins)
+    with threads(1):
+        for pair in pairs:
+            poses = climb(pair, poses, steps=STEPS, samples=SAMPLES, seed=seed, with_overlap=False)
+    with torch.no_grad():
+        score = pairs[-1].alike(poses, pairs[-1].choose(SAMPLES, torch.Generator().manual_seed(seed)))[0]
+    return _rigid(poses[0]), float(score[0]), float(_apart_mm(poses, first[0], pairs[-1])[0])
+
+
 def _search(pairs: list[Pair], seed: int, from_centres: bool) -> Found:
     poses = _first_poses(pairs[0], from_centres)
     warnings: list[str] = []
