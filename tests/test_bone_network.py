@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from osteomorph import train_bones
+from osteomorph import train_bones, train_kinds
 from osteomorph.bone_anatomies import REAL, Patient
 from osteomorph.bone_losses import losses
 from osteomorph.bone_network import (
@@ -181,6 +181,24 @@ def folder(tmp_path, monkeypatch):
     for n in range(8):
         torch.save(_packed(stored(n)), tmp_path / "shared" / "pairs" / f"pair{n:05d}.pt")
     return tmp_path
+
+
+def test_the_head_that_tells_kinds_is_fitted_last_and_alone(folder, monkeypatch) -> None:
+    monkeypatch.setattr(train_kinds, "patients", train_bones.patients)
+    weights, out = folder / "rest.safetensors", folder / "whole.safetensors"
+    save_bone_network(weights, BoneNetwork(SMALL), {"step": 3})
+    digest = train_kinds.run(weights, out, folder / "shared", folder, ("ct-lumbopelvic",), 8, 0)
+    before, _ = load_bone_network(weights)
+    after, about = load_bone_network(out, digest)
+    for name, value in before.state_dict().items():
+        assert torch.equal(value, after.state_dict()[name]) == (not name.startswith("kind_head"))
+    assert about["rest"] == {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest(), "about": {"step": 3}}
+    assert about["real"] == ["ct-lumbopelvic"]
+    pair = stored(0)
+    seen = list(train_kinds.bones_of(after, "lumbar000", pair))
+    assert {row.ct for row in seen} == {False, True}
+    told = after.kind_head(torch.stack([row.values for row in seen])).argmax(1).tolist()
+    assert told == [row.kind for row in seen]
 
 
 def test_training_begins_from_given_weights_and_says_so(folder) -> None:

@@ -56,11 +56,10 @@ def kind_of(label: int) -> int:
     return KINDS.index(name.split("_")[0]) if name.split("_")[0] in KINDS else KINDS.index("other")
 
 
-@torch.no_grad()
 def bones_of(network: BoneNetwork, patient: str, pair: StoredPair) -> Iterator[Seen]:
     """Every bone of a pair's two images."""
     for image, labels, ct in zip(pair.images, pair.labels, (False, True), strict=True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16(torch.device("cpu"))):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=has_bf16(torch.device("cpu"))):
             context = network.bones_in_context(image[None, None], torch.tensor([ct]))[1][0]
         numbers = labels.clamp(min=0).numpy().astype(np.int32)
         sizes = np.bincount(numbers.ravel()) * SPACING_MM**3
