@@ -16,11 +16,11 @@ from osteomorph.plan import InitialisePlan, PreparePlan
 from osteomorph.prepare import prepare
 from osteomorph.recipes import default
 from osteomorph.registration import register
-from osteomorph.start_bones import images_or_bones, start_on_bones
+from osteomorph.start_bones import LOST, elsewhere, images_or_bones, start_on_bones
 from osteomorph.transforms import Rigid
 
 
-def elsewhere(image: Image) -> tuple[Image, np.ndarray]:
+def taken_away(image: Image) -> tuple[Image, np.ndarray]:
     """The image in a frame of its own, and the motion that took it there."""
     motion = np.eye(4)
     motion[:3, :3] = Rotation.from_rotvec([6, -5, 8], degrees=True).as_matrix()
@@ -40,11 +40,30 @@ def off_mm(rigid: Rigid, motion: np.ndarray, pair) -> float:
 
 
 def test_images_in_frames_of_their_own_are_registered_by_their_bones(pair) -> None:
-    moving, motion = elsewhere(pair.case.moving)
+    moving, motion = taken_away(pair.case.moving)
     result = register(pair.case.fixed, moving, refine=False, threads=1)
     assert result.start.method == "bones"
     assert off_mm(result.start.rigid, motion, pair) < 5.0
     assert "do not overlap" in next(note for note in result.notes if note.startswith("The rigid start is on bones"))
+
+
+def test_a_start_from_which_no_bone_is_found_is_given_up_for_one_on_bones(pair, monkeypatch) -> None:
+    wrong = np.eye(4)
+    wrong[:3, 3] = (0.0, -70.0, 60.0)
+    monkeypatch.setattr(start_bones, "initialise", lambda *_: Start(Rigid(wrong), "images", 0.3))
+    result = register(pair.case.fixed, pair.case.moving, refine=False, threads=1)
+    assert result.start.method == "bones"
+    assert off_mm(result.start.rigid, np.eye(4), pair) < 5.0
+    assert LOST in result.notes
+
+
+def test_another_start_has_to_lie_elsewhere(pair, monkeypatch) -> None:
+    at = np.eye(4)
+    at[0, 3] = 5.0
+    monkeypatch.setattr(start_bones, "start_on_bones", lambda *_: Start(Rigid(at), "bones", 0.3))
+    assert elsewhere(pair.case, pair.case, InitialisePlan(), 0, Rigid.identity()) is None
+    at[0, 3] = 30.0
+    assert elsewhere(pair.case, pair.case, InitialisePlan(), 0, Rigid.identity()).method == "bones"
 
 
 def told(monkeypatch, *answers: Labels) -> None:
@@ -57,7 +76,7 @@ def named(labels: Labels, names: list[str]) -> Labels:
 
 
 def test_names_decide_which_bones_lie_on_each_other(pair, monkeypatch) -> None:
-    moving, motion = elsewhere(pair.case.moving)
+    moving, motion = taken_away(pair.case.moving)
     case = replace(pair.case, moving=moving, moving_labels=None, fixed_labels=None)
     labels = replace(pair.case.moving_labels, grid=moving.grid)
     names = ["L1", "L2", "L3", "L4", "L5"]

@@ -20,12 +20,21 @@ from osteomorph.exact_bones import (
 from osteomorph.foreground import foreground
 from osteomorph.gain import uneven_side
 from osteomorph.geometry import Grid
+from osteomorph.initialise import Start
 from osteomorph.inputs import Bones
 from osteomorph.plan import Plan
 from osteomorph.polyrigid import Polyrigid
 from osteomorph.pose import BonePose
 from osteomorph.stored_fields import stored_field, stored_grid
 from osteomorph.transforms import Displacement, Rigid, Transform
+
+
+class LostError(Exception):
+    """No bone was found from a rigid start. start: another one."""
+
+    def __init__(self, start: Start) -> None:
+        super().__init__("No bone was found from the rigid start.")
+        self.start = start
 
 
 @final
@@ -65,11 +74,13 @@ def exact_path(
     clock: Clock,
     options: Options | None = None,
     outlined: Case | None = None,
+    elsewhere: Callable[[], Start | None] | None = None,
 ) -> ExactPath | None:
     """From a rigid start, fixed mm -> moving mm, to exact bones and soft tissue; None where no bone is in view.
 
     case: as given. prepared: from it. ids: labels that are bone. clock: told every step. outlined: whose labels say where bones
-    end, by default those of the case as given.
+    end, by default those of the case as given. elsewhere: asked for another start where no bone's pose is determined;
+    raises LostError where there is one.
     """
     chosen = Options() if options is None else options
     sides = sides_of(ids, bones, prepared)
@@ -84,6 +95,8 @@ def exact_path(
             if not first:
                 return None
             found = refined_poses(prepared, first, plan, sides, clock.told("poses"))
+            if elsewhere is not None and not any(bone.determined for bone in found.values()) and (other := elsewhere()):
+                raise LostError(other)
     spacing = plan.prepare.spacing_mm
     with clock("bones"):
         labels = case if outlined is None else outlined

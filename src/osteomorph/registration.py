@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, final
 
@@ -16,7 +16,7 @@ from osteomorph.clock import Clock
 from osteomorph.descent import Progress
 from osteomorph.errors import InputError
 from osteomorph.exact_bones import ExactBones, certificate_json, warnings_of
-from osteomorph.exact_path import exact_path
+from osteomorph.exact_path import LostError, exact_path
 from osteomorph.foreground import foreground
 from osteomorph.geometry import Grid, overlap_mm3
 from osteomorph.held_bones import given_way, held
@@ -42,7 +42,7 @@ from osteomorph.recipes import not_optimised, recipe, recipe_names
 from osteomorph.refine import refine as optimise
 from osteomorph.resampling import resample
 from osteomorph.similarity import mutual_information
-from osteomorph.start_bones import images_or_bones
+from osteomorph.start_bones import LOST, elsewhere, images_or_bones
 from osteomorph.stored_fields import stored_grid, stored_inverse
 from osteomorph.threads import threads as limited
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
@@ -128,11 +128,23 @@ def register(
                     case = only_bones(with_found_bones(case, found_in), ids)
                     prepared = with_labels(prepared, case)
                     chosen = chosen.model_copy(update={"soft": chosen.soft.model_copy(update={"around": "margin"})})
+        look_again = None
+        if look and start.method == "images":
+            look_again = partial(elsewhere, case, prepared, chosen.initialise, chosen.seed, start.rigid)
         if chosen.bones == "exact":
             prepared = cropped_moving(prepared, start.rigid)
         if chosen.bones == "exact" and ids.rigid:
             outlined = None if found_in is None else found_in.outlined(case, prepared)
-            found = exact_path(case, prepared, start.rigid, chosen, ids.rigid, bones, clock, outlined=outlined)
+            try:
+                found = exact_path(
+                    case, prepared, start.rigid, chosen, ids.rigid, bones, clock, outlined=outlined, elsewhere=look_again
+                )
+            except LostError as lost:
+                again = register(
+                    fixed, moving, fixed_mask=fixed_mask, moving_mask=moving_mask, plan=chosen, initial=lost.start.rigid,
+                    device=device, progress=progress,
+                )  # fmt: skip
+                return replace(again, start=lost.start, notes=(LOST, *again.notes))
             if found is not None:
                 exact, carried = found.exact, moved_case(prepared, start.rigid)
                 if found_in is not None:

@@ -27,6 +27,9 @@ LEAST_NAMES = 2
 UPRIGHT_MM = 30.0
 """Arm by which a patient's axes count beside each bone: the turn about a straight spine is taken from the headers."""
 
+SAME_MM = 12.0
+"""Two starts that are no further apart lead to the same place."""
+
 LARGEST_MM = 20.0
 """From where the named bones lie on each other, to where mutual information is largest nearby; beyond, the bones are right."""
 
@@ -54,6 +57,18 @@ def images_or_bones(
 
 
 NOTE = "The rigid start is on bones that are named in both images. On the images alone: "
+LOST = NOTE + "no bone was found from there."
+
+
+def elsewhere(case: Case, prepared: Case, plan: InitialisePlan, seed: int, first: Rigid) -> Start | None:
+    """The start on bones where there is one that takes the fixed image more than `SAME_MM` away from where a first one does."""
+    try:
+        start = start_on_bones(case, prepared, plan, seed)
+    except StartError:
+        return None
+    points = prepared.fixed.grid.strided(8).points(torch.float64).flatten(1)
+    apart_mm = float((start.rigid(points) - first(points)).norm(dim=0).median())
+    return start if apart_mm > SAME_MM else None
 
 
 def start_on_bones(case: Case, prepared: Case, plan: InitialisePlan, seed: int, network: BoneNetwork | None = None) -> Start:
