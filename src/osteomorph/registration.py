@@ -96,7 +96,7 @@ def register(
         chosen = chosen.model_copy(update={"seed": seed})
     if refine is False:
         chosen = not_optimised(chosen)
-    clock = Clock(progress)
+    clock, asked = Clock(progress), chosen
     with limited(threads):
         with clock("read"):
             case, hashes = read_case(fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, chosen)
@@ -141,7 +141,7 @@ def register(
                 )
             except LostError as lost:
                 again = register(
-                    fixed, moving, fixed_mask=fixed_mask, moving_mask=moving_mask, plan=chosen, initial=lost.start.rigid,
+                    fixed, moving, fixed_mask=fixed_mask, moving_mask=moving_mask, plan=asked, initial=lost.start.rigid,
                     device=device, progress=progress,
                 )  # fmt: skip
                 return replace(again, start=lost.start, notes=(LOST, *again.notes))
@@ -299,7 +299,8 @@ class Registration:
             found.append("Mutual information fell below that of the rigid start.")
         lost = sorted(set(self.rigid_labels) - {bone.label for bone in self.bones})
         if lost:
-            found.append(f"No voxel of bone {', '.join(map(str, lost))} lies in the fixed field of view.")
+            names = ", ".join(self._names.get(k, str(k)) for k in lost)
+            found.append(f"No voxel of bone {names} lies in the fixed field of view.")
         if self.exact is not None:
             found.extend(warnings_of(self.exact, self._names))
         return tuple(found)
