@@ -110,7 +110,7 @@ def result(pair):
 
 def test_help_names_every_command():
     printed = run("--help").output
-    for command in ("register", "apply", "prepare", "info", "demo", "doctor"):
+    for command in ("register", "apply", "bones", "prepare", "info", "demo", "doctor"):
         assert f"\n  {command} " in printed
         assert "Usage" in run(command, "--help").output
 

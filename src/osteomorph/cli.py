@@ -8,6 +8,7 @@ import typer
 from osteomorph import __version__
 from osteomorph.allocation import keep_freed_memory
 from osteomorph.commands.apply import apply
+from osteomorph.commands.bones import bones
 from osteomorph.commands.demo import demo
 from osteomorph.commands.doctor import doctor
 from osteomorph.commands.evaluate import evaluate
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for command in (register, apply, prepare, info, simulate, train, evaluate, study, report, view, demo, doctor):
+for command in (register, apply, bones, prepare, info, simulate, train, evaluate, study, report, view, demo, doctor):
     app.command()(command)
 
 
