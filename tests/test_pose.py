@@ -263,3 +263,31 @@ def test_progress_counts_bones():
     told = []
     poses(case, {1: TRUTH}, QUICK, [1], "fixed", lambda *step: told.append(step))
     assert told == [("pose", 0, 1), ("pose", 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("determined", "gain", "better", "taken_up"),
+    [
+        (True, 0.01, -1.0, True),  # told by the images, whatever it scores
+        (False, 2 * pose.CLEAR, 2.0, True),
+        (False, 2 * pose.CLEAR, 0.5, False),  # hardly better than what there was
+        (False, 0.5 * pose.CLEAR, 2.0, False),  # no better than chance does
+    ],
+)
+def test_another_start_counts_where_it_is_told_or_clearly_better(monkeypatch, determined, gain, better, taken_up) -> None:
+    grid = Grid((12, 12, 12), np.eye(4))
+    bone = torch.zeros(1, 12, 12, 12, dtype=torch.int16)
+    bone[0, 3:9, 3:9, 3:9] = 1
+    image, there = Image(torch.rand(1, 12, 12, 12), grid), np.eye(4)
+    there[0, 3] = 5.0
+    first, other = Rigid.identity(), Rigid(there)
+
+    def fit(label, maps, levels, starts, plan, frame):
+        again = starts[0] is other
+        score = 0.5 - better * pose.AMBIGUOUS if again else 0.5
+        return pose.BonePose(label, starts[0], starts[0], np.eye(6), again and determined, score, gain if again else 0.1)
+
+    monkeypatch.setattr(pose, "_bone_pose", fit)
+    case = Case(image, image, fixed_labels=Labels(bone, grid))
+    found = poses(case, {1: first}, PosePlan(), [1], "fixed", None, lambda _: {1: [other]})
+    assert (found[1].pose is other) == taken_up
