@@ -57,6 +57,8 @@ def test_array_axes_do_not_matter(pair, found, name) -> None:
     same = (again.data == turned.labels.data).float().mean()
     assert same > 0.9995
     assert turned.confidence.keys() == found["ct"].confidence.keys()
+    assert dict(turned.labels.names) == dict(found["ct"].labels.names)  # left is left however voxels are stored
+    assert {"L5", "sacrum"} < set(turned.labels.names.values())
 
 
 def test_an_oblique_world_is_no_other_image(pair, found) -> None:
