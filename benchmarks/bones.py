@@ -1,6 +1,6 @@
 """How well the shipped network tells bones apart, and how well its features find their partner.
 
-    python benchmarks/bones.py drawn [--weights FILE] [--patients 20] [--cache DIR]
+    python benchmarks/bones.py drawn [--weights FILE] [--patients 20] [--seed 77] [--views VIEW ...] [--cache DIR]
     python benchmarks/bones.py real --data FOLDER [--only NAME ...] [--pictures DIR]
     python benchmarks/bones.py features
 
@@ -93,7 +93,7 @@ class Count:
     missed: int
     extra: int
     seconds: float
-    names: "Names"
+    names: Names
     sureness: tuple[tuple[float, float], ...] = ()
     """Of every found bone of a complete label map, its confidence and its Dice with the true bone it shares most with."""
 
@@ -161,16 +161,17 @@ def table(rows: Sequence[Count | None]) -> str:
 
 
 # -- drawn patients ----------------------------------------------------------------------------------------------------------
-def drawn_pair(number: int, folder: Path | None) -> tuple[str, str, Sample]:
-    """What it is, the MR's contrast, and the whole view of a patient as one pair; made once where there is a folder."""
-    view, contrast = VIEWS[number % len(VIEWS)], CONTRASTS[number % len(CONTRASTS)]
+def drawn_pair(number: int, folder: Path | None, seed: int = SEED, views: Sequence[str] = VIEWS) -> tuple[str, str, Sample]:
+    """What it is, the MR's contrast, and the whole view of a patient as one pair; made once where there is a folder, which is
+    that of one seed."""
+    view, contrast = views[number % len(views)], CONTRASTS[number % len(CONTRASTS)]
     path = None if folder is None else folder / f"{view}{number}.pt"
     if path is not None and path.is_file():
         return f"{view} {number}", contrast, torch.load(path, weights_only=False)
-    patient = drawn_patient(view, SEED, number)
+    patient = drawn_patient(view, seed, number)
     i, j, k = (int(s / 1.5) for s in next(iter(patient.atlas.views.values())).size_mm)
     pairs = SimulatedPairs(
-        [patient.atlas], (i, j, k), 1.5, offset_deg=0, offset_mm=0, contrasts=[contrast], scaled=False, seed=SEED
+        [patient.atlas], (i, j, k), 1.5, offset_deg=0, offset_mm=0, contrasts=[contrast], scaled=False, seed=seed
     )
     pair = pairs.pair(number)
     if path is not None:
@@ -179,11 +180,13 @@ def drawn_pair(number: int, folder: Path | None) -> tuple[str, str, Sample]:
     return f"{view} {number}", contrast, pair
 
 
-def drawn(network: BoneNetwork, number: int, folder: Path | None) -> list[Count]:
+def drawn(
+    network: BoneNetwork, number: int, folder: Path | None, seed: int = SEED, views: Sequence[str] = VIEWS
+) -> list[Count]:
     rows: list[Count | None] = []
     some: list[Count | None] = []
     for n in range(number):
-        name, contrast, pair = drawn_pair(n, folder)
+        name, contrast, pair = drawn_pair(n, folder, seed, views)
         for kind, data, labels in (("CT", pair.moving, pair.moving_labels), (contrast, pair.fixed, pair.fixed_labels)):
             found, seconds = timed(Image(data, pair.grid), network)
             truth = Labels(labels, pair.grid)
@@ -404,6 +407,8 @@ def main() -> None:
     parser.add_argument("part", choices=("drawn", "real", "features"))
     parser.add_argument("--weights", type=Path, help="other weights than those of the package")
     parser.add_argument("--patients", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=SEED, help="of drawn patients")
+    parser.add_argument("--views", nargs="+", default=VIEWS, help="of drawn patients, in turn")
     parser.add_argument("--cache", type=Path, help="folder that keeps drawn patients")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--only", nargs="+", choices=[*REAL, *(row[0] for row in MR)], help="of the real images")
@@ -411,10 +416,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     network = shipped_network() if given.weights is None else load_bone_network(given.weights)[0]
-    print(f"{date.today()}, {' '.join(vars(given)['part'].split())}, seed {SEED}\n")
+    print(f"{date.today()}, {' '.join(vars(given)['part'].split())}, seed {given.seed}\n")
     with threads(1):
         if given.part == "drawn":
-            rows = drawn(network, given.patients, given.cache)
+            rows = drawn(network, given.patients, given.cache, given.seed, given.views)
             print(f"\n{table(rows)}\n\nCT\n{reliability([r for r in rows if r.name.endswith(' CT')])}\n")
             print(f"MR\n{reliability([r for r in rows if not r.name.endswith(' CT')])}")
             result: object = [asdict(r) for r in rows]
