@@ -1,11 +1,12 @@
 """The rigid start where frames and fields of view have nothing in common: on images, and on bones named in both.
 
-    python benchmarks/starts.py PAIRS [--cut 0 25 35]
+    python benchmarks/starts.py PAIRS [--cut 0 25 35] [--only NAME] [--one-shot]
 
 PAIRS: a folder of pairs as `peers/pairs.py` writes it. The moving image of each is taken to a frame of its own (turned by up to
 12 degrees about each axis, shifted by up to 300 mm, seed 0, 1, ...), and loses so many per cent of its length at the head.
 Both starts begin there (the one on images from the centres); "off" is the median, over the bones labelled in both, of how far
-the middle of a bone lies from where it is. No label is given to either.
+the middle of a bone lies from where it is. No label is given to either. --one-shot: `register` without optimisation from there
+too, and each bone's distance under its transform.
 """
 
 import argparse
@@ -24,9 +25,10 @@ from osteomorph.initialise import Start, initialise
 from osteomorph.io import read_image, read_labels
 from osteomorph.prepare import prepare
 from osteomorph.recipes import default
+from osteomorph.registration import register
 from osteomorph.start_bones import start_on_bones
 from osteomorph.threads import threads
-from osteomorph.transforms import Rigid
+from osteomorph.transforms import Rigid, Transform
 
 
 def taken_away(image: Image, seed: int, cut: float) -> tuple[Image, np.ndarray]:
@@ -44,23 +46,26 @@ def taken_away(image: Image, seed: int, cut: float) -> tuple[Image, np.ndarray]:
     return replace(shorter, grid=shorter.grid.moved(motion)), motion
 
 
-def off_mm(start: Rigid, motion: np.ndarray, fixed: Labels, moving: Labels) -> float:
+def off_mm(found: Transform, motion: np.ndarray, fixed: Labels, moving: Labels) -> list[float]:
+    """Of each bone that is labelled in both."""
     out = []
     for label in sorted(set(fixed.ids()) & set(moving.ids())):
         here, there = (m.grid.world((m.data[0] == label).nonzero().T.double()).mean(1, keepdim=True) for m in (fixed, moving))
-        out.append(float((start(here) - Rigid(motion)(there)).norm()))
-    return float(np.median(out))
+        out.append(float((found(here) - Rigid(motion)(there)).norm()))
+    return out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", type=Path)
     parser.add_argument("--cut", type=float, nargs="+", default=[0, 25, 35], help="per cent of the moving image's length")
+    parser.add_argument("--only", default="", help="pairs whose folder has this in its name")
+    parser.add_argument("--one-shot", action="store_true")
     given = parser.parse_args()
     plan = default()
     print(f"{date.today()}, one thread\n\n| pair | cut % | images: off mm | warnings | CPU s | bones: off mm | CPU s |")
     print("|---|---|---|---|---|---|---|")
-    for folder in sorted(path.parent for path in given.pairs.glob("*/*/fixed.nii.gz")):
+    for folder in sorted(path.parent for path in given.pairs.glob(f"*{given.only}*/*/fixed.nii.gz")):
         fixed, moving = (read_image(folder / f"{side}.nii.gz") for side in ("fixed", "moving"))
         labels = [read_labels(folder / f"{side}_labels.nii.gz") for side in ("fixed", "moving")]
         for seed, cut in enumerate(given.cut):
@@ -80,12 +85,16 @@ def main() -> None:
                 try:
                     with threads(1):
                         start = method()
-                    cells.append(f"{off_mm(start.rigid, motion, *labels):.1f}")
+                    cells.append(f"{np.median(off_mm(start.rigid, motion, *labels)):.1f}")
                     cells += [str(len(start.warnings))] if method is on_images else []
                 except StartError:
                     cells += ["refused"] + ([""] if method is on_images else [])
                 cells.append(f"{time.process_time() - began:.1f}")
             print(f"| {' | '.join(cells)} |", flush=True)
+            if given.one_shot:
+                result = register(fixed, elsewhere, initial="centres", refine=False, threads=1)
+                shown = ", ".join(f"{value:.2f}" for value in off_mm(result.transform, motion, *labels))
+                print(f"    one shot, start on {result.start.method}: {shown} mm", flush=True)
 
 
 if __name__ == "__main__":
