@@ -15,6 +15,7 @@ from osteomorph.bone_instances import InstanceSettings, instances
 from osteomorph.bone_kinds import Kind, kinds_of
 from osteomorph.bone_names import bone_names
 from osteomorph.bone_network import FEATURE_STRIDE, SPACING_MM, BoneNetwork, is_ct, shipped_network, unit_intensities
+from osteomorph.bone_outline import outlined
 from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
 from osteomorph.network import has_bf16
@@ -53,8 +54,8 @@ class FoundBones:
 def find_bones(image: Image, network: BoneNetwork | None = None, settings: InstanceSettings | None = None) -> FoundBones:
     """Every bone in the first channel of a CT (HU) or an MR, in any orientation and spacing.
 
-    Bones are told apart at 2 mm; their outline is interpolated to the image's grid, where a CT tells where those that touch
-    part. The same on every run.
+    Bones are told apart at 2 mm; their outline is interpolated to the image's grid, where a CT tells where they end and where
+    those that touch part. The same on every run.
     """
     chosen = network or shipped_network()
     lattice, prepared, ct = _prepared(image)
@@ -64,13 +65,13 @@ def find_bones(image: Image, network: BoneNetwork | None = None, settings: Insta
     numbers, confidence = _from_the_top(numbers, sure)
     kinds = kinds_of(chosen, context, numbers)
     names = bone_names(numbers, kinds, SPACING_MM)
-    own = lattice.own
-    logit = Image(lattice.back(answer[:1].clamp(-LOGIT, LOGIT)), own)
-    near = _spread(lattice.back(torch.from_numpy(numbers)[None])[0].numpy())
-    data = _outlined(logit, near, image.grid)
-    if bool(ct):
-        data = torch.from_numpy(parted(data.numpy(), image.data[0].float().cpu().numpy(), image.grid.spacing_mm))
-    labels = Labels(data[None], image.grid, names, np.dtype(np.uint8 if len(confidence) < 256 else np.uint16))
+    logit = Image(lattice.back(answer[:1].clamp(-LOGIT, LOGIT)), lattice.own)
+    hounsfield = image.data[0].float().cpu().numpy() if bool(ct) else None
+    data = outlined(logit, lattice.back(torch.from_numpy(numbers)[None])[0].numpy(), image.grid, hounsfield)
+    if hounsfield is not None:
+        data = parted(data, hounsfield, image.grid.spacing_mm)
+    stored = np.dtype(np.uint8 if len(confidence) < 256 else np.uint16)
+    labels = Labels(torch.from_numpy(data)[None], image.grid, names, stored)
     there = labels.ids()
     return FoundBones(labels, {k: confidence[k] for k in there}, {k: kinds[k] for k in there})
 
@@ -167,7 +168,7 @@ def _blocks(shape: tuple[int, ...]) -> list[tuple[Slices, Slices]]:
     return out
 
 
-# -- from the lattice to the image ------------------------------------------------------------------------------------------
+# -- numbers ------------------------------------------------------------------------------------------
 def _from_the_top(numbers: Int[np.ndarray, "i j k"], sure: Mapping[int, float]) -> tuple[np.ndarray, dict[int, float]]:
     """Renumbered from cranial to caudal, and from right to left where two are level."""
     if not sure:
@@ -179,50 +180,3 @@ def _from_the_top(numbers: Int[np.ndarray, "i j k"], sure: Mapping[int, float]) 
     for new, old in enumerate(order, 1):
         table[found[old]] = new
     return table[numbers], {new: sure[found[old]] for new, old in enumerate(order, 1)}
-
-
-def _spread(numbers: Int[np.ndarray, "i j k"]) -> Int[np.ndarray, "i j k"]:
-    """Every voxel within two of a bone takes the number of the nearest one."""
-    if not numbers.any():
-        return numbers
-    far, index = ndimage.distance_transform_edt(numbers == 0, return_indices=True)
-    return np.where(far <= 2.0, numbers[tuple(index)], 0)
-
-
-def _outlined(logit: Image, near: Int[np.ndarray, "p q r"], onto: Grid) -> Int[Tensor, "i j k"]:
-    """The number of each voxel of ``onto``: bone where the interpolated logit says so, of the bone whose share is largest."""
-    bone = regrid(logit, onto).data[0] > 0
-    out = torch.zeros(onto.shape, dtype=torch.int16)
-    most = torch.zeros(onto.shape)
-    for number, box in enumerate(ndimage.find_objects(near), 1):
-        if box is None:
-            continue
-        lattice_box, grid = _grown(box, logit.grid)
-        share = torch.from_numpy((near[lattice_box] == number).astype(np.float32))[None]
-        window, part = _window(grid, onto)
-        if part is None:
-            continue
-        share = regrid(Image(share, grid), part).data[0]
-        better = bone[window] & (share > most[window]) & (share > 0)
-        out[window][better] = number
-        most[window] = torch.maximum(most[window], share)
-    return out
-
-
-def _grown(box: Slices, grid: Grid) -> tuple[Slices, Grid]:
-    wide = tuple(slice(max(0, s.start - 3), min(n, s.stop + 3)) for s, n in zip(box, grid.shape, strict=True))
-    before = (-wide[0].start, -wide[1].start, -wide[2].start)
-    after = tuple(s.stop - n for s, n in zip(wide, grid.shape, strict=True))
-    return wide, grid.padded(before, (after[0], after[1], after[2]))
-
-
-def _window(inner: Grid, onto: Grid) -> tuple[Slices, Grid | None]:
-    """The voxels of ``onto`` that ``inner`` covers."""
-    ends = torch.tensor([[0.0] * 3, [n - 1.0 for n in inner.shape]], dtype=torch.float64).T
-    at = onto.index(inner.world(ends))
-    low = [max(0, int(np.floor(float(v.min())))) for v in at]
-    high = [min(n, int(np.ceil(float(v.max()))) + 1) for v, n in zip(at, onto.shape, strict=True)]
-    if any(b <= a for a, b in zip(low, high, strict=True)):
-        return (), None
-    part = onto.padded((-low[0], -low[1], -low[2]), tuple(b - n for b, n in zip(high, onto.shape, strict=True)))  # type: ignore[arg-type]
-    return tuple(slice(a, b) for a, b in zip(low, high, strict=True)), part
