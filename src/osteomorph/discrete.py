@@ -140,8 +140,10 @@ def _seen(
         points = field(points)
     width = np.maximum(1, np.round(onto.spacing_mm / image.grid.spacing_mm)).astype(int)
     data = _averaged(image.data.float(), [int(w) + 1 - int(w) % 2 if w > 1 else 1 for w in width])
-    inner = onto.part(image.grid) if field is None else None
-    if inner is None:
+    inner, outer = (onto.part(image.grid), image.grid.part(onto)) if field is None else (None, None)
+    if outer is not None:  # the same voxels
+        values = data[(slice(None), *outer)]
+    elif inner is None:
         values = sample(data, image.grid, points).unflatten(1, onto.shape)
     else:  # the same voxels, and the border's values around them
         ends = [(s.start, n - s.stop) for s, n in zip(inner, onto.shape, strict=True)]
@@ -155,13 +157,26 @@ def _seen(
 def _averaged(data: Float[Tensor, "c i j k"], width: list[int]) -> Float[Tensor, "c i j k"]:
     """Over boxes of an odd number of voxels a side about each one, less what lies outside."""
     for axis, w in enumerate(width, 1):
-        n, total = data.shape[axis], data.clone()
-        count = torch.ones(n)
-        for step in range(1, min(w // 2, n - 1) + 1):
-            for to, by in ((0, step), (step, 0)):
-                total.narrow(axis, to, n - step).add_(data.narrow(axis, by, n - step))
-                count[to : to + n - step] += 1
-        data = total.div_(count.view([-1 if a == axis else 1 for a in range(4)])) if w > 1 else data
+        if w > 1:
+            n = data.shape[axis]
+            count = _summed(torch.ones(1, n), 1, w)[0]
+            data = _summed(data, axis, w).div_(count.view([-1 if a == axis else 1 for a in range(4)]))
+    return data
+
+
+def _summed(data: Float[Tensor, "..."], axis: int, width: int) -> Float[Tensor, "..."]:
+    """Over an odd number of voxels along an axis, those that there are."""
+    n, total = data.shape[axis], data.clone()
+    for step in range(1, min(width // 2, n - 1) + 1):
+        for to, by in ((0, step), (step, 0)):
+            total.narrow(axis, to, n - step).add_(data.narrow(axis, by, n - step))
+    return total
+
+
+def _boxes(data: Float[Tensor, "i j k"], width: int) -> Float[Tensor, "i j k"]:
+    """Sums over boxes of an odd number of voxels a side about each one."""
+    for axis in range(3) if width > 1 else ():
+        data = _summed(data, axis, width)
     return data
 
 
@@ -173,10 +188,12 @@ class _Side:
     """
 
     def __init__(self, values: Tensor, share: Tensor, stride: int, reach: np.ndarray) -> None:
-        width = [stride + 1 - stride % 2] * 3
-        weight = _averaged(share, width)
-        self.values = _averaged(values * share, width) / weight.clamp(min=1e-6)
-        self.weight = weight[0]
+        width = stride + 1 - stride % 2
+        self.weight = _averaged(share, [width] * 3)[0]
+        self.values = torch.empty_like(values)
+        says = _boxes(share[0], width).clamp_(min=1e-6)
+        for channel, out in zip(values, self.values, strict=True):  # one at a time stays in the cache
+            torch.div(_boxes(channel * share[0], width), says, out=out)
         self.stride, self.reach = stride, [int(r) for r in reach]
         inner = [n - 2 * r for n, r in zip(share.shape[1:], self.reach, strict=True)]
         first = [(n - 1) % stride // 2 for n in inner]

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from scipy import ndimage
 from torch import Tensor
-from torch.nn.functional import pad
 
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid, sample_at
@@ -53,6 +52,8 @@ class DistanceMap:
             return index[0]
         beyond = torch.maximum(-index, index - self._last).clamp_(min=0)
         square = (self._square_mm @ beyond.square_())[0]
+        if not square.any():
+            return sample_at(self.values, index)[0]
         found = (square + self._least_at_border**2).sqrt_()
         looked = (square < FADED_MM[1] ** 2).nonzero()[:, 0]
         if len(looked) == 0:
@@ -152,13 +153,17 @@ def _distance_map(data: np.ndarray, label: int, box: tuple[slice, ...], grid: Gr
         (1 - box[0].start, 1 - box[1].start, 1 - box[2].start),
         (box[0].stop + 1 - data.shape[0], box[1].stop + 1 - data.shape[1], box[2].stop + 1 - data.shape[2]),
     )
-    depth = _to_nearest(body, grid.spacing_mm)
     more = np.maximum(0, np.ceil(reach_mm / grid.spacing_mm).astype(int) - 1)
-    wide = np.pad(body, [(n, n) for n in more])
-    outside = _to_nearest(~wide, grid.spacing_mm)
-    values = torch.from_numpy(outside) - pad(torch.from_numpy(depth), [n for n in reversed(more.tolist()) for _ in "ab"])
     margin = (int(more[0]), int(more[1]), int(more[2]))
-    return DistanceMap(values[None], lattice.padded(margin))
+    return signed_distance(np.pad(body, [(n, n) for n in margin]), lattice.padded(margin))
+
+
+def signed_distance(body: Bool[np.ndarray, "i j k"], grid: Grid) -> DistanceMap:
+    """The distance map of a body on a crop around it, whose outermost voxels are not in the body; see `distance_maps`."""
+    inner = tuple(slice(max(0, box.start - 1), box.stop + 1) for box in ndimage.find_objects(body.astype(np.int8))[0])
+    values = _to_nearest(~body, grid.spacing_mm)
+    values[inner] -= _to_nearest(body[inner], grid.spacing_mm)
+    return DistanceMap(torch.from_numpy(values)[None], grid)
 
 
 def _to_nearest(mask: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ from osteomorph.pose import BonePose, poses
 from osteomorph.pose_doubts import collided, settled, thinned
 from osteomorph.prepare import MARGIN_MM, resampled_case
 from osteomorph.refine import refine
-from osteomorph.resampling import regrid, resample
+from osteomorph.resampling import coarser, resample
 from osteomorph.soft_field import STILL, soft_field
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
 from osteomorph.wide_guess import wide_field
@@ -123,10 +123,7 @@ def dense_guess(case: Case, prepared: Case, start: Rigid, plan: Plan, seed: int,
     wide = wide_field(case, prepared, start, plan.discrete, progress) if plan.discrete.levels else None
     if wide is not None and not plan.guess.levels:
         return start.after(wide)
-    fixed, moving = (
-        regrid(image, image.grid.resampled(np.maximum(plan.guess_mm, image.grid.spacing_mm)))
-        for image in (prepared.fixed, prepared.moving)
-    )
+    fixed, moving = (coarser(image, plan.guess_mm) for image in (prepared.fixed, prepared.moving))
     masks = _on(prepared.fixed_mask, fixed.grid), _on(prepared.moving_mask, moving.grid)
     coarse = Case(fixed, moving, fixed_mask=masks[0], moving_mask=masks[1])
     carried = resampled_case(coarse, start, MARGIN_MM if wide is None else MARGIN_MM + plan.discrete.levels[0].reach_mm)

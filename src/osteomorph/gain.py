@@ -12,7 +12,7 @@ from osteomorph.bone_network import is_ct
 from osteomorph.case import Case, Side
 from osteomorph.geometry import sample
 from osteomorph.image import Image
-from osteomorph.resampling import regrid
+from osteomorph.resampling import coarser
 
 SPACING_MM = 4.0
 """Of the lattice that the gain is looked for on."""
@@ -48,7 +48,7 @@ def even_gain(case: Case, side: Side, reach_mm: float) -> Case:
     """
     image, other = (case.fixed, case.moving) if side == "fixed" else (case.moving, case.fixed)
     own, others = (case.fixed_mask, case.moving_mask) if side == "fixed" else (case.moving_mask, case.fixed_mask)
-    coarse = _coarse(image)
+    coarse = coarser(image, SPACING_MM)
     nodes = coarse.grid.points().flatten(1)
     values = coarse.data[0].flatten()
     seen = (values > DARK) & other.grid.contains(nodes)
@@ -57,7 +57,7 @@ def even_gain(case: Case, side: Side, reach_mm: float) -> Case:
             seen &= sample(mask.data, mask.grid, nodes, outside=0.0)[0] > 0.5
     if int(seen.sum()) < BINS:
         return case
-    beside = _coarse(other)
+    beside = coarser(other, SPACING_MM)
     reach = reach_mm / coarse.grid.spacing_mm
     gain = _log_gain(values.clamp(min=DARK).log(), sample(beside.data, beside.grid, nodes)[0], seen, coarse.grid.shape, reach)
     data = torch.empty_like(image.data)
@@ -66,10 +66,6 @@ def even_gain(case: Case, side: Side, reach_mm: float) -> Case:
         data[:, planes] = image.data[:, planes] / here.exp()
     even = image.with_data(data)
     return replace(case, fixed=even) if side == "fixed" else replace(case, moving=even)
-
-
-def _coarse(image: Image) -> Image:
-    return regrid(image.with_data(image.data[:1]), image.grid.resampled(np.maximum(SPACING_MM, image.grid.spacing_mm)))
 
 
 def _log_gain(

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from osteomorph.case import Case
-from osteomorph.distances import DistanceMap, distance_maps
+from osteomorph.distances import DistanceMap, signed_distance
 from osteomorph.exact_bones import ExactBones
 from osteomorph.geometry import Grid
 from osteomorph.image import Labels
@@ -69,11 +69,10 @@ def _given(body: Body, offsets: Float64[np.ndarray, "3 m"]) -> Body:
         return replace(body, given_mm3=0.0, margin_mm=margin)
     if count > (1 - LEAST_LEFT) * whole:
         return body
-    left = inside.int()
-    left[tuple(places[:, lost])] = 0
-    bone = distance_maps(Labels(left[None], grid))[1].on(grid)
+    left = inside.clone()
+    left[tuple(places[:, lost])] = False
     given = count * float(np.prod(grid.spacing_mm))
-    return replace(body, bone=DistanceMap(bone[None], grid), given_mm3=given, margin_mm=margin)
+    return replace(body, bone=signed_distance(left.numpy(), grid), given_mm3=given, margin_mm=margin)
 
 
 def _moves_along(

@@ -24,7 +24,7 @@ def lattice(
     """T(x) - x in mm at every voxel of ``grid``, float32, to about ``tolerance_mm``; exact in the rigid regions and near them.
 
     From a lattice of about ``coarse_mm`` each axis is halved until the grid is reached. New nodes are interpolated by a
-    cubic; those beside a bend (second difference / 8 above the tolerance) or within three quarters of a coarse step of a
+    cubic; those beside a bend (second difference / 8 above the tolerance) or within a third of a coarse step of a
     region's edge are computed instead, and those in a region take its pose.
 
     then: x -> then(T(x)) - x instead.
@@ -44,7 +44,7 @@ def lattice(
         values, bends = (a[..., : nodes.shape[0], : nodes.shape[1], : nodes.shape[2]] for a in (values, bends))
         step_mm = float(max(h * s for h, s in zip(grid.spacing_mm, strides, strict=True)))
         values = values.contiguous()
-        _compute(values, bends, transform, nodes, 0.75 * step_mm, then)
+        _compute(values, bends, transform, nodes, step_mm / 3, then)
         strides = finer
     return Displacement(values, grid)
 

@@ -14,7 +14,7 @@ from osteomorph.distances import DistanceMap
 from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image
 from osteomorph.plan import PosePlan
-from osteomorph.resampling import regrid, resample
+from osteomorph.resampling import coarser, regrid, resample
 from osteomorph.similarity import mind_ssc
 from osteomorph.transforms import Rigid
 
@@ -55,8 +55,9 @@ class Side:
         grid = self.image.grid
         if np.abs(grid.spacing_mm / spacing_mm - 1).max() < 0.1:
             return self
-        first = Image(self.image.data[:1], grid, self.image.stored)
-        return Side(regrid(first, grid.resampled(spacing_mm)), self.mask)
+        if (grid.spacing_mm < spacing_mm).all():
+            return Side(coarser(self.image, spacing_mm), self.mask)
+        return Side(regrid(self.image, grid.resampled(spacing_mm)), self.mask)
 
     def sees(self, points_mm: Float64[Tensor, "3 n"]) -> Bool[Tensor, " n"]:
         """Whether the image shows what is at a point."""

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, overload
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -75,6 +76,17 @@ def _bspline(moving: Image, transform: Transform, onto: Grid, fill: float) -> Fl
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(fill_slab, onto.slabs()))
     return out
+
+
+def coarser(image: Image, spacing_mm: float) -> Image:
+    """The image at an isotropic spacing, along an axis its own where that is longer; made once for as long as it lives."""
+    made = _COARSER.setdefault(image, {})
+    if spacing_mm not in made:
+        made[spacing_mm] = regrid(image, image.grid.resampled(np.maximum(spacing_mm, image.grid.spacing_mm)))
+    return made[spacing_mm]
+
+
+_COARSER: WeakKeyDictionary[Image, dict[float, Image]] = WeakKeyDictionary()
 
 
 def regrid(image: Image, onto: Grid) -> Image:

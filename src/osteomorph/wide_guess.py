@@ -7,10 +7,10 @@ from osteomorph.case import Case
 from osteomorph.descent import Progress
 from osteomorph.discrete import discrete_step, followed, rigid_part
 from osteomorph.foreground import foreground
-from osteomorph.geometry import Grid
+from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image
 from osteomorph.plan import DiscreteLevel, DiscretePlan
-from osteomorph.resampling import regrid, resample
+from osteomorph.resampling import coarser
 from osteomorph.similarity import mind_ssc
 from osteomorph.threads import spread
 from osteomorph.transforms import Displacement, Rigid
@@ -29,13 +29,16 @@ def wide_field(case: Case, prepared: Case, start: Rigid, plan: DiscretePlan, pro
     there = prepared.moving.grid.moved(start.inverse().matrix)
     network = _network_features(case, start) if any(level.features == "network" for level in plan.levels) else None
     found: Displacement | None = None
+    here: dict[float, Image] = {}
     for n, level in enumerate(plan.levels):
         if progress is not None:
             progress("guess", n, len(plan.levels))
         if level.features == "network" and network is not None:
             found = discrete_step(*network, level, plan, weight, _known(prepared, there), found)
         else:
-            field = _described(prepared, start, level, plan, weight, found)
+            if level.spacing_mm not in here:
+                here[level.spacing_mm] = _mind(coarser(prepared.fixed, level.spacing_mm))
+            field = _described(here[level.spacing_mm], prepared, start, level, plan, weight, found)
             found = field if found is None else followed(field, found)
         if level.rigid:
             found = rigid_part(found, there, weight)
@@ -47,23 +50,29 @@ def wide_field(case: Case, prepared: Case, start: Rigid, plan: DiscretePlan, pro
 
 
 def _described(
-    prepared: Case, start: Rigid, level: DiscreteLevel, plan: DiscretePlan, weight: Image, found: Displacement | None
+    here: Image,
+    prepared: Case,
+    start: Rigid,
+    level: DiscreteLevel,
+    plan: DiscretePlan,
+    weight: Image,
+    found: Displacement | None,
 ) -> Displacement:
-    """What is left after a field, by MIND-SSC of the moving image as that field has it."""
-    fixed = _at(prepared.fixed, level.spacing_mm)
-    width = np.ceil(level.reach_mm / fixed.grid.spacing_mm).astype(int) + DESCRIBED
-    onto = fixed.grid.padded((int(width[0]), int(width[1]), int(width[2])))
+    """What is left after a field, by MIND-SSC of the fixed image (here) and of the moving one as that field has it."""
+    width = np.ceil(level.reach_mm / here.grid.spacing_mm).astype(int) + DESCRIBED
+    onto = here.grid.padded((int(width[0]), int(width[1]), int(width[2])))
     through = start if found is None else start.after(found)
-    moved = resample(_at(prepared.moving, level.spacing_mm), through, onto, outside="border")
-    here, there = spread(lambda image: image.with_data(mind_ssc(image.data[:1])), (fixed, moved))
-    return discrete_step(
-        here,
-        there,
-        level,
-        plan,
-        weight,
-        resample(_known(prepared, prepared.moving.grid), through, onto, outside=0.0),
-    )
+    there = through.carried(onto)
+    moving = coarser(prepared.moving, level.spacing_mm)
+    moved = Image(sample(moving.data[:1], moving.grid, there.float()).unflatten(1, onto.shape), onto)
+    known = prepared.moving.grid.contains(there).float()
+    if prepared.moving_mask is not None:
+        known *= sample(prepared.moving_mask.data, prepared.moving_mask.grid, there, outside=0.0)[0]
+    return discrete_step(here, _mind(moved), level, plan, weight, Image(known.unflatten(0, onto.shape)[None], onto))
+
+
+def _mind(image: Image) -> Image:
+    return image.with_data(mind_ssc(image.data[:1]))
 
 
 def _network_features(case: Case, start: Rigid) -> tuple[Image, Image]:
@@ -78,7 +87,3 @@ def _known(prepared: Case, grid: Grid) -> Image:
     """The moving mask, or 1 where there is none, on the moving grid or on where the start takes it."""
     mask = prepared.moving_mask
     return Image(torch.ones_like(prepared.moving.data[:1]) if mask is None else mask.data, grid)
-
-
-def _at(image: Image, spacing_mm: float) -> Image:
-    return regrid(image, image.grid.resampled(np.maximum(spacing_mm, image.grid.spacing_mm)))
