@@ -127,8 +127,11 @@ class Grid:
 
     def contains(self, points_mm: Float[Tensor, "*b 3 n"]) -> Bool[Tensor, "*b n"]:
         """Whether points lie in the field of view, whose border is the outer faces of the outer voxels."""
-        size = torch.tensor(self.shape, dtype=points_mm.dtype, device=points_mm.device)[:, None]
-        index = self.index(points_mm)
+        return self.holds(self.index(points_mm))
+
+    def holds(self, index: Float[Tensor, "*b 3 n"]) -> Bool[Tensor, "*b n"]:
+        """The same of continuous array indices."""
+        size = torch.tensor(self.shape, dtype=index.dtype, device=index.device)[:, None]
         return ((index >= -0.5) & (index <= size - 0.5)).all(-2)
 
     # -- other grids ------------------------------------------------------------------------------------------------

@@ -24,6 +24,9 @@ from osteomorph.threads import spread
 LEAST_LEFT = 0.5
 """Share of a bone that has to be left. One that lies so deep in others that it would lose more is kept whole, with its rim."""
 
+LOOKED_MM = 4.0
+"""Around a bone that gave way, where its distance is computed anew."""
+
 RIM_MM = 1e-4
 """Distance from a region at which a point is out of it, as in `Body.rim`."""
 
@@ -50,12 +53,15 @@ def held(labels: Labels, base: Polyrigid, spacing_mm: float) -> Labels:
     """Labels on the fixed grid, less the voxels that bones gave away."""
     offsets = _beside(labels.grid, spacing_mm)
     data = labels.data[0].clone()
+    boxes = labels.boxes()
     for body in base.bodies:
-        here = (data == body.label).nonzero()
-        if body.given_mm3 is None or len(here) == 0:
+        if body.given_mm3 is None or body.label not in boxes:
             continue
-        lost = here[~_moves_along(body.region, labels.grid.world(here.T.double()), offsets, body.margin_mm)]
-        data[tuple(lost.T)] = 0
+        inner = data[boxes[body.label]]
+        here = (inner == body.label).nonzero()
+        points = labels.grid.cropped(boxes[body.label]).world(here.T.double())
+        lost = here[~_moves_along(body.region, points, offsets, body.margin_mm)]
+        inner[tuple(lost.T)] = 0
     return replace(labels, data=data[None])
 
 
@@ -71,8 +77,12 @@ def _given(body: Body, offsets: Float64[np.ndarray, "3 m"]) -> Body:
         return body
     left = inside.clone()
     left[tuple(places[:, lost])] = False
+    part = body.bone.box_on(grid, LOOKED_MM)
+    assert part is not None
+    values = body.bone.values.clone()  # further out, what was the distance is not above it
+    values[(0, *part)] = signed_distance(left[part].numpy(), grid.cropped(part)).values[0]
     given = count * float(np.prod(grid.spacing_mm))
-    return replace(body, bone=signed_distance(left.numpy(), grid), given_mm3=given, margin_mm=margin)
+    return replace(body, bone=DistanceMap(values, grid), given_mm3=given, margin_mm=margin)
 
 
 def _moves_along(

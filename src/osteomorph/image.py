@@ -8,6 +8,7 @@ from typing import final
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy import ndimage
 from torch import Tensor
 
 from osteomorph.geometry import Grid
@@ -84,6 +85,11 @@ class Labels:
         for plane in self.data[0]:  # sorting, or a histogram at once, takes many times the map's memory
             seen |= torch.bincount(plane.flatten(), minlength=most + 1).cpu() > 0
         return tuple(int(v) for v in seen.nonzero()[:, 0] if v != 0)
+
+    def boxes(self) -> dict[int, Part]:
+        """Label -> the box that holds all its voxels."""
+        found = ndimage.find_objects(self.data[0].cpu().numpy())
+        return {label: box for label, box in enumerate(found, 1) if box is not None}
 
     def name(self, label: int) -> str:
         return self.names.get(label, str(label))

@@ -12,6 +12,7 @@ from osteomorph.errors import InputError
 from osteomorph.image import Image, Labels
 from osteomorph.memory import check_memory
 from osteomorph.plan import Plan
+from osteomorph.threads import spread
 
 Bones = Literal["auto", "moving", "fixed", "both", "none"]
 BoneLabels = Sequence[int] | Mapping[int, str]
@@ -42,7 +43,7 @@ def read_case(
     grids = [side.grid if isinstance(side, Image) else io.read_header(side).grid for side in (fixed, moving)]
     if grids[0] is not None and grids[1] is not None:
         check_memory(grids[0], grids[1], plan)
-    images = [side if isinstance(side, Image) else io.read_image(side) for side in (fixed, moving)]
+    images = list(spread(lambda side: side if isinstance(side, Image) else io.read_image(side), (fixed, moving)))
     labels = [
         given if given is None or isinstance(given, Labels) else io.read_labels(given, like=image.grid)
         for given, image in zip((fixed_labels, moving_labels), images, strict=True)
@@ -59,7 +60,8 @@ def read_case(
         "fixed_mask": fixed_mask,
         "moving_mask": moving_mask,
     }
-    hashes = {name: _sha256(given) for name, given in sources.items() if given is not None}
+    present = {name: given for name, given in sources.items() if given is not None}
+    hashes = dict(zip(present, spread(_sha256, present.values()), strict=True))
     return Case(images[0], images[1], labels[0], labels[1], masks[0], masks[1]), hashes
 
 

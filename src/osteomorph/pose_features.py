@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from osteomorph.distances import DistanceMap
+from osteomorph.distances import DistanceMap, box_gap_mm
 from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image
 from osteomorph.plan import PosePlan
@@ -132,7 +132,8 @@ def patch(
     distance = bone.on(inner).flatten().double()
     near = (distance <= shell_mm).nonzero()[:, 0]
     for other in others:
-        near = near[other(points[:, near]) >= distance[near]]
+        if box_gap_mm(bone, other, np.eye(4)) <= 2 * shell_mm:
+            near = near[other(points[:, near]) >= distance[near]]
     near = near[side.sees(points[:, near])]
     if len(near) > most:
         near = near[torch.as_tensor(np.sort(np.random.default_rng(0).permutation(len(near))[:most]))]

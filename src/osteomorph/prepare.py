@@ -12,6 +12,7 @@ from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels, Part
 from osteomorph.plan import PreparePlan
 from osteomorph.resampling import regrid, regrid_labels, resample
+from osteomorph.threads import spread
 from osteomorph.transforms import Rigid
 
 MARGIN_MM = 15.0
@@ -36,8 +37,11 @@ def prepare(case: Case, plan: PreparePlan) -> Case:
 
     Raises InputError when an image has no contrast, or when no label is left.
     """
-    fixed, fixed_labels, fixed_mask = _side("fixed", case.fixed, case.fixed_labels, case.fixed_mask, plan)
-    moving, moving_labels, moving_mask = _side("moving", case.moving, case.moving_labels, case.moving_mask, plan)
+    given = (
+        ("fixed", case.fixed, case.fixed_labels, case.fixed_mask),
+        ("moving", case.moving, case.moving_labels, case.moving_mask),
+    )
+    (fixed, fixed_labels, fixed_mask), (moving, moving_labels, moving_mask) = spread(lambda side: _side(*side, plan), given)
     return Case(fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask)
 
 

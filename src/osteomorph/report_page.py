@@ -8,6 +8,7 @@ from math import hypot, isfinite
 from pathlib import PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
+from osteomorph.geometry import Grid
 from osteomorph.report_cohort import DASH, summary
 from osteomorph.report_pictures import data_uri, maps_picture, overlay_picture, thumbnail
 from osteomorph.report_volumes import (
@@ -75,8 +76,8 @@ def page(material: "Material") -> str:
     """report.html of a case."""
     viewer = asset("built/viewer.js")
     makers: list[Callable[[Material], Any]] = [overlay_picture, maps_picture]
-    first, maps, *volumes = spread(lambda make: make(material), makers if viewer is None else [*makers, viewer_data])
-    content = json_script("case", volumes[0]) if volumes else ""
+    first, maps, *volumes = spread(lambda make: make(material), makers if viewer is None else [*makers, *VOLUMES])
+    content = json_script("case", viewer_data(material, *volumes)) if volumes else ""
     notices = asset("built/NOTICES.txt") if viewer is not None else None
     body = "\n".join(
         [
@@ -268,29 +269,49 @@ def _footer(notices: str | None) -> str:
 
 
 # -- the viewer's data --------------------------------------------------------------------------------------------------------
-def viewer_data(material: "Material") -> dict[str, Any]:
-    """Volumes, surfaces and where to begin, as the viewer reads them."""
-    from osteomorph.slices import middle_of_bones
-
+def viewer_images(material: "Material") -> tuple[Grid, dict[str, Any]]:
+    """The three images, and the grid that they are shown on."""
     images = {"fixed": material.fixed, "before": material.before, "moved": material.moved}
     grid, volumes = images_packed(images)
     for name, side in (("fixed", material.fixed), ("before", material.moved), ("moved", material.moved)):
         volumes[name]["unit"] = "HU" if float(side.data.min()) < HOUNSFIELD else "units of the image"
     volumes["before"]["window"] = volumes["moved"]["window"]
-    maps = [(FIXED, material.fixed_labels), (MOVING, material.before_labels), (MOVED, material.moved_labels)]
-    held = [labels for _, labels in maps if labels is not None]
+    return grid, volumes
+
+
+def viewer_bones(material: "Material") -> list[dict[str, Any]]:
+    """Surfaces of bones."""
     region = material.moved_labels or material.fixed_labels
     poses = {int(bone["label"]): as_matrix(bone["matrix"]) for bone in material.bones}
     names = {int(bone["label"]): str(bone["name"]) for bone in material.bones}
+    return bones_packed(region, poses, material.start, names) if region is not None else []
+
+
+VOLUMES = (viewer_images, viewer_bones)
+"""Made side by side, with the pictures."""
+
+
+def viewer_data(material: "Material", shown: tuple[Grid, dict[str, Any]], bones: list[dict[str, Any]]) -> dict[str, Any]:
+    """Volumes, surfaces and where to begin, as the viewer reads them; from what `VOLUMES` made."""
+    from osteomorph.slices import middle_of_bones
+
+    grid, volumes = shown
+    kinds = [(FIXED, material.fixed_labels), (MOVING, material.before_labels), (MOVED, material.moved_labels)]
+    held = [labels for _, labels in kinds if labels is not None]
+    makers: list[Callable[[], Any]] = [
+        lambda: maps_packed(material.warp_on(coarser(grid, MAP_MM)), grid),
+        lambda: text(packed(edges(kinds, grid), grid)) if held else None,
+    ]
+    maps, outlines = spread(lambda make: make(), makers)
     return {
         "affine": grid.affine.tolist(),
         "shape": list(grid.shape),
         "images": volumes,
-        "maps": maps_packed(material.warp_on(coarser(grid, MAP_MM)), grid),
-        "edges": text(packed(edges(maps, grid), grid)) if held else None,
-        "kinds": [labels is not None for _, labels in maps],
+        "maps": maps,
+        "edges": outlines,
+        "kinds": [labels is not None for _, labels in kinds],
         "at_mm": middle_of_bones(material.fixed.grid, held).tolist(),
-        "bones": bones_packed(region, poses, material.start, names) if region is not None else [],
+        "bones": bones,
     }
 
 

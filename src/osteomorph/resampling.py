@@ -65,11 +65,12 @@ def _bspline(moving: Image, transform: Transform, onto: Grid, fill: float) -> Fl
     def fill_slab(slab: tuple[slice, Grid]) -> None:
         planes, part = slab
         points = transform.carried(part)
-        index = moving.grid.index(points).numpy()
-        inside = moving.grid.contains(points)
+        index = moving.grid.index(points)
+        inside = moving.grid.holds(index)
+        shown = index[:, inside].numpy()
         for c, coefficient in enumerate(coefficients):
             values = torch.full((points.shape[1],), fill, dtype=out.dtype)
-            found = ndimage.map_coordinates(coefficient, index[:, inside.numpy()], order=3, mode="mirror", prefilter=False)
+            found = ndimage.map_coordinates(coefficient, shown, order=3, mode="mirror", prefilter=False, output=np.float32)
             values[inside] = torch.as_tensor(found, dtype=out.dtype)
             out[c, planes] = values.unflatten(-1, part.shape)
 
