@@ -10,9 +10,10 @@ from scipy.spatial.transform import Rotation
 from test_polyrigid import about, bent, box, cube_grid, draw
 
 from osteomorph.certificate import certify
+from osteomorph.distances import distance_maps
 from osteomorph.fields import jacobian_determinant
 from osteomorph.geometry import Grid, sample
-from osteomorph.held_bones import LEAST_LEFT, giving_way, held
+from osteomorph.held_bones import LEAST_LEFT, LOOKED_MM, _without, giving_way, held
 from osteomorph.image import Labels
 from osteomorph.polyrigid import Polyrigid, from_labels
 from osteomorph.resampling import resample
@@ -169,3 +170,27 @@ def test_labels_that_a_user_gives_are_kept_with_their_rim():
 def test_bones_that_lie_apart_give_nothing_away():
     found = giving_way(bent(), cube_grid(), SPACING_MM)
     assert [body.given_mm3 for body in found.bodies] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("end", [slice(0, 4), slice(9, 12)])
+def test_the_distance_to_what_is_left_is_anew_where_something_was_lost(end):
+    """Within 4 mm of it as of the bone that is left; further out what it was, which is not above the distance."""
+    grid = sagittal_grid()
+    data = torch.zeros(1, *grid.shape, dtype=torch.int16)
+    data[0, 4:16, 5:15, 3:9] = 1
+    bone = distance_maps(Labels(data, grid))[1]
+    lost = torch.zeros_like(bone.inside)
+    first = bone.inside.nonzero().amin(0)
+    lost[first[0] + end.start : first[0] + end.stop, :, first[2] : first[2] + 3] = True
+    lost &= bone.inside
+    found = _without(bone, lost.nonzero().T)
+    left = (bone.inside & ~lost).int()
+    true = distance_maps(Labels(left[None], bone.grid))[1].on(bone.grid)
+    assert torch.equal(found.inside, left > 0)
+    assert (found.values[0] <= true + 1e-3)[true > 0].all()
+    near = distance_maps(Labels(lost.int()[None], bone.grid))[1].on(bone.grid) <= LOOKED_MM
+    close = near & (true.abs() < LOOKED_MM)
+    assert (bone.values[0] - true)[close].abs().max() > 1.0
+    off = (found.values[0] - true)[close].abs()
+    assert off.max() < 0.2  # on long voxels another voxel may be the nearest
+    assert off.mean() < 1e-3

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from osteomorph.case import Case
@@ -25,7 +25,7 @@ LEAST_LEFT = 0.5
 """Share of a bone that has to be left. One that lies so deep in others that it would lose more is kept whole, with its rim."""
 
 LOOKED_MM = 4.0
-"""Around a bone that gave way, where its distance is computed anew."""
+"""Around what a bone gave away, where its distance is computed anew."""
 
 RIM_MM = 1e-4
 """Distance from a region at which a point is out of it, as in `Body.rim`."""
@@ -75,14 +75,25 @@ def _given(body: Body, offsets: Float64[np.ndarray, "3 m"]) -> Body:
         return replace(body, given_mm3=0.0, margin_mm=margin)
     if count > (1 - LEAST_LEFT) * whole:
         return body
-    left = inside.clone()
-    left[tuple(places[:, lost])] = False
-    part = body.bone.box_on(grid, LOOKED_MM)
-    assert part is not None
-    values = body.bone.values.clone()  # further out, what was the distance is not above it
-    values[(0, *part)] = signed_distance(left[part].numpy(), grid.cropped(part)).values[0]
     given = count * float(np.prod(grid.spacing_mm))
-    return replace(body, bone=DistanceMap(values, grid), given_mm3=given, margin_mm=margin)
+    return replace(body, bone=_without(body.bone, places[:, lost]), given_mm3=given, margin_mm=margin)
+
+
+def _without(bone: DistanceMap, lost: Int[Tensor, "3 n"]) -> DistanceMap:
+    """The map less some voxels of the body: exact within `LOOKED_MM` of them, elsewhere what it was, which is not above it."""
+    left = bone.inside.clone()
+    left[tuple(lost)] = False
+    wide = np.ceil(2 * LOOKED_MM / bone.grid.spacing_mm).astype(int) + 1
+    low = np.maximum(lost.amin(1).numpy() - wide, 0).tolist()
+    high = np.minimum(lost.amax(1).numpy() + wide + 1, left.shape).tolist()
+    part = (slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2]))
+    values = bone.values.clone()
+    here = values[(0, *part)]
+    anew = torch.full_like(here, LOOKED_MM)
+    if left[part].any():
+        anew = signed_distance(left[part].numpy(), bone.grid.cropped(part)).values[0].clamp_(max=LOOKED_MM)
+    here.copy_(torch.maximum(here, anew))
+    return DistanceMap(values, bone.grid)
 
 
 def _moves_along(
