@@ -18,8 +18,10 @@ from osteomorph.case import Case
 from osteomorph.distances import DistanceMap, distance_maps
 from osteomorph.errors import InputError
 from osteomorph.geometry import sample
+from osteomorph.image import Labels
 from osteomorph.plan import PosePlan
 from osteomorph.pose_features import Patch, Side, about, centroid, described, jacobian, patch, search, slopes, taken
+from osteomorph.resampling import regrid_labels
 from osteomorph.threads import spread
 from osteomorph.transforms import Rigid
 
@@ -146,7 +148,7 @@ def poses(
     fixed, moving = Side(case.fixed, case.fixed_mask), Side(case.moving, case.moving_mask)
     reference, other = (fixed, moving) if frame == "fixed" else (moving, fixed)
     widest = plan.shell_mm * max(plan.spacings_mm) / plan.spacings_mm[-1]
-    maps = distance_maps(labels, reach_mm=widest + 2.0)
+    maps = distance_maps(_no_finer(labels, plan.spacings_mm[-1], ids), reach_mm=widest + 2.0)
     levels = [(reference.at(s), other.at(s)) for s in plan.spacings_mm]
     out: dict[int, BonePose] = {}
     if progress is not None:
@@ -222,6 +224,13 @@ def _bone_pose(
         covariance = turn @ covariance @ turn.T
     determined = not ambiguous and worst <= plan.largest_sd_mm
     return BonePose(label, pose, starts[nearest], covariance, determined, best.score, best.gain)
+
+
+def _no_finer(labels: Labels, spacing_mm: float, ids: Sequence[int]) -> Labels:
+    """Labels at a spacing that shells do not need any finer, as long as no bone is lost."""
+    grid = labels.grid.resampled(np.maximum(spacing_mm, labels.grid.spacing_mm))
+    coarse = regrid_labels(labels, grid) if grid.voxels < labels.grid.voxels / 2 else labels
+    return coarse if set(ids) <= set(coarse.ids()) else labels
 
 
 def _rivals(maps: Mapping[int, DistanceMap], label: int) -> list[np.ndarray]:
