@@ -164,7 +164,7 @@ class SoftPlan(_Stage):
     """Where the field begins: with the bones' motion alone, or with what the dense guess moves besides."""
     agree_mm: float = Field(default=0.0, ge=0)
     """Distance within which the field and what the dense guess moves besides are taken to agree: there the result is the mean
-    of both. 0 leaves the guess out."""
+    of both, unless the images are less alike under the guess. 0 leaves the guess out."""
     around: Literal["bone", "margin"] = "bone"
     """What holds it at 0, with the voxels around: bone alone, or the margin that moves along with it too. Found bones, whose
     rims may be missed, are held by their margin whatever is said here."""

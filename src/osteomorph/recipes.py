@@ -49,7 +49,7 @@ def default() -> Plan:
                 lattice_mm=5.0,
                 bins=48,
                 gain_mm=15.0,
-                agree_mm=1.0,
+                agree_mm=2.0,
                 levels=(
                     Level(control_mm=28, iterations=25, step_mm=0.8, smooth_mm=2.5, bending_factor=16.0, mind_factor=0.25),
                     Level(control_mm=20, iterations=25, step_mm=0.5, smooth_mm=1.0, bending_factor=6.0, mind_factor=0.5),

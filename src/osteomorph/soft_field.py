@@ -100,7 +100,7 @@ def soft_field(
         before += basis(control)
     vectors = before.mul_(hold)
     if guess is not None and plan.agree_mm > 0:
-        vectors = agreed(vectors, hold, grid, guess, plan.agree_mm)
+        vectors = agreed(vectors, hold, grid, guess, plan.agree_mm, case)
     return (Velocity(vectors, grid, SQUARINGS) if plan.field == "velocity" else without_folds(vectors, grid)), history
 
 
