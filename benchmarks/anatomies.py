@@ -23,7 +23,8 @@ from osteomorph.case import Case
 from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
 from osteomorph.recipes import default
-from osteomorph.registration import Registration, register
+from osteomorph.registration import register
+from osteomorph.result import Registration
 from osteomorph.simulate.motion import Motion
 from osteomorph.simulate.pair import simulate
 from osteomorph.simulate.phantom import SETTINGS

@@ -25,8 +25,9 @@ from osteomorph.io import read_image, read_labels
 from osteomorph.measure import measure
 from osteomorph.memory import peak_bytes
 from osteomorph.pictures import overlay
-from osteomorph.registration import Registration, register
+from osteomorph.registration import register
 from osteomorph.resampling import resample
+from osteomorph.result import Registration
 from osteomorph.transforms import Displacement, Rigid
 
 HEADING = "| bone TRE mm | 95 % | soft TRE mm | Dice | SD det J | fold % | inverse mm | s | GB |"

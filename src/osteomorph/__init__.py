@@ -16,7 +16,7 @@ _HOME = {
     "Labels": "image",
     "Objective": "objective",
     "Plan": "plan",
-    "Registration": "registration",
+    "Registration": "result",
     "Rigid": "transforms",
     "Term": "objective",
     "Transform": "transforms",

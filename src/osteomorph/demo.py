@@ -9,7 +9,7 @@ from osteomorph.plan import Plan
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from osteomorph.registration import Registration
+    from osteomorph.result import Registration
     from osteomorph.simulate.pair import SimulatedPair
 
 MARKER = "table.json"

@@ -18,7 +18,7 @@ from osteomorph.report import REPORT, material_of, write_report
 from osteomorph.threads import spread
 
 if TYPE_CHECKING:
-    from osteomorph.registration import Registration
+    from osteomorph.result import Registration
 
 LIBRARIES = ("torch", "numpy", "scipy", "SimpleITK", "nibabel")
 

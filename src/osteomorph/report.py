@@ -20,7 +20,7 @@ from osteomorph.resampling import resample
 from osteomorph.transforms import Rigid, Transform
 
 if TYPE_CHECKING:
-    from osteomorph.registration import Registration
+    from osteomorph.result import Registration
 
 REPORT = "report.html"
 

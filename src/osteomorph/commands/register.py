@@ -12,7 +12,7 @@ from osteomorph.commands.guard import FLAGGED
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from osteomorph.registration import Registration
+    from osteomorph.result import Registration
 
 
 def register(
