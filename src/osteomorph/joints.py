@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from osteomorph.distances import DistanceMap, box_gap_mm
-from osteomorph.geometry import Grid
 from osteomorph.rigid_paths import PATH_KINDS, PathKind, rigid_path
 from osteomorph.threads import spread
 
@@ -70,10 +69,9 @@ def _travel(bones: list[DistanceMap], ends: np.ndarray) -> float:
     return max(float(np.linalg.norm(move[:3], axis=0).max()) for move in moves)
 
 
-def _shift(grid: Grid, first: np.ndarray, second: np.ndarray) -> float:
-    ends = np.stack(np.meshgrid(*[(0, n - 1) for n in grid.shape], indexing="ij")).reshape(3, -1)
-    corners = grid.affine @ np.vstack([ends, np.ones(8)])
-    return float(np.linalg.norm(((first - second) @ corners)[:3], axis=0).max())
+def _shift(bone: DistanceMap, first: np.ndarray, second: np.ndarray) -> float:
+    """Largest distance between where two matrices take a point of the bone's crop."""
+    return float(np.sqrt(np.square(((first - second) @ bone.crop_corners_mm)[:3]).sum(0).max()))
 
 
 def _at(matrix: np.ndarray, points: Tensor) -> Tensor:
@@ -81,12 +79,12 @@ def _at(matrix: np.ndarray, points: Tensor) -> Tensor:
     return m[:3, :3] @ points + m[:3, 3, None]
 
 
-def _apart(matrices: np.ndarray, grid: Grid) -> Iterator[np.ndarray]:
-    """Of the matrices along a path those that move a grid by `STEP_MM` or more since the last one, and the ends."""
+def _apart(matrices: np.ndarray, bone: DistanceMap) -> Iterator[np.ndarray]:
+    """Of the matrices along a path those that move a bone's crop by `STEP_MM` or more since the last one, and the ends."""
     last = matrices[0]
     yield last
     for number, matrix in enumerate(matrices[1:], 2):
-        if number == len(matrices) or _shift(grid, matrix, last) >= STEP_MM:
+        if number == len(matrices) or _shift(bone, matrix, last) >= STEP_MM:
             yield matrix
             last = matrix
 
@@ -114,7 +112,7 @@ def pair_gaps(bones: list[DistanceMap], path: np.ndarray) -> np.ndarray:
                 continue
             bound, last = torch.full_like(depth, -torch.inf), relative[0]
             for time, matrix in enumerate(relative):
-                bound = bound - _shift(bones[first].grid, matrix, last)
+                bound = bound - _shift(bones[first], matrix, last)
                 near = (bound <= 1.5 * WATCHED_MM).nonzero()[:, 0]
                 if len(near):
                     bound[near] = bones[second](_at(matrix, points[:, near]))
@@ -143,14 +141,14 @@ def rigid_region(own: int, bones: list[DistanceMap], relative: np.ndarray, margi
     points = bone.grid.world(torch.as_tensor(index).double()).float()
     for other in range(len(bones)):
         matrices = relative[:, other, own]
-        if other == own or max(_shift(bone.grid, m, np.eye(4)) for m in matrices) < 1e-6:
+        if other == own or max(_shift(bone, m, np.eye(4)) for m in matrices) < 1e-6:
             continue
         if min(box_gap_mm(bone, bones[other], m) for m in matrices) > reach:
             continue
         least = torch.full_like(here, torch.inf)
         bound, last = torch.full_like(here, -torch.inf), matrices[0]
-        for matrix in _apart(matrices, bone.grid):
-            bound = bound - _shift(bone.grid, matrix, last)
+        for matrix in _apart(matrices, bone):
+            bound = bound - _shift(bone, matrix, last)
             near = (bound <= reach - here.clamp(min=0)).nonzero()[:, 0]
             if len(near):
                 bound[near] = bones[other](_at(matrix, points[:, near]))
@@ -175,9 +173,9 @@ def _steepest(own: int, bones: list[DistanceMap], regions: list[DistanceMap], re
         matrices = relative[:, other, own]
         if other == own or min(box_gap_mm(bones[own], bones[other], m) for m in matrices) > 3 * WATCHED_MM:
             continue
-        looked = {int(k) for end in (0, last) for k in regions[other](_at(matrices[end], surface)).argsort()[:NEAREST]}
-        looked |= set(range(0, surface.shape[1], 10))  # what is near on the way need not be near at its ends
-        chosen = torch.tensor(sorted(looked))
+        near = [regions[other](_at(matrices[end], surface)).argsort()[:NEAREST] for end in (0, last)]
+        some = torch.arange(0, surface.shape[1], 10)  # what is near on the way need not be near at its ends
+        chosen = torch.cat([*near, some]).unique()
         points, distance = surface[:, chosen], around[chosen]
         there = _along(matrices, points)
         speed = (there[1:] - there[:-1]).norm(dim=1) * last
