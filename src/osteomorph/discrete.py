@@ -190,9 +190,9 @@ class _Side:
     def __init__(self, values: Tensor, share: Tensor, stride: int, reach: np.ndarray) -> None:
         width = stride + 1 - stride % 2
         self.weight = _averaged(share, [width] * 3)[0]
-        self.values = torch.empty_like(values)
+        self.values = torch.empty(values.shape)
         says = _boxes(share[0], width).clamp_(min=1e-6)
-        for channel, out in zip(values, self.values, strict=True):  # one at a time stays in the cache
+        for channel, out in zip(values.contiguous(), self.values, strict=True):  # one at a time stays in the cache
             torch.div(_boxes(channel * share[0], width), says, out=out)
         self.stride, self.reach = stride, [int(r) for r in reach]
         inner = [n - 2 * r for n, r in zip(share.shape[1:], self.reach, strict=True)]
