@@ -66,6 +66,10 @@ def one_shot() -> Plan:
     return not_optimised(default()).model_copy(update={"name": "one-shot"})
 
 
+ONE_STEP = {"spacings_mm": (2.0,), "extractions": 1, "iterations": 1, "search_mm": 0.0, "search_deg": 0.0}
+"""Of a bone's pose in one shot: from where the search says it is, one linear least-squares step and no search of its own."""
+
+
 def not_optimised(plan: Plan) -> Plan:
     """A plan that keeps to what is found without steps on the images themselves: in one shot where bones are exact, else the
     rigid start, or the field of the weights."""
@@ -75,7 +79,7 @@ def not_optimised(plan: Plan) -> Plan:
     parts = {
         "discrete": SEARCH,
         "guess": RefinePlan(),
-        "pose": plan.pose.model_copy(update={"spacings_mm": (2.0,), "iterations": 0, "search_mm": 0.0, "search_deg": 0.0}),
+        "pose": plan.pose.model_copy(update=ONE_STEP),
         "soft": plan.soft.model_copy(update={"levels": (), "begin": "guess", "agree_mm": 0.0}),
     }
     return out.model_copy(update=parts)
