@@ -152,10 +152,10 @@ def soft_weights(**weights: float) -> Exact:
     return soft(weights=default().soft.weights.model_copy(update=weights))
 
 
-def procrustes() -> Exact:
-    """Poses as read off the wide search, and no soft stage."""
+def poses_only(**pose: int) -> Exact:
+    """Poses as in one shot, but for what is given, and no soft stage."""
     plan = soft(levels=()).plan
-    return Exact(plan.model_copy(update={"pose": not_optimised(plan).pose}))
+    return Exact(plan.model_copy(update={"pose": not_optimised(plan).pose.model_copy(update=pose)}))
 
 
 NETWORK = DiscretePlan(levels=(DiscreteLevel(features="network", spacing_mm=4.0, stride=1, reach_mm=24.0),))
@@ -200,7 +200,8 @@ GROUPS: dict[str, dict[str, Variant]] = {
         OURS: Exact(),
     },
     "stages": {
-        "search + Procrustes": procrustes(),
+        "search + Procrustes": poses_only(iterations=0),
+        "+ one step": poses_only(),
         "+ Gauss-Newton poses": soft(levels=()),
         OURS: Exact(),
     },
