@@ -54,7 +54,7 @@ def register(
         bool | None,
         typer.Option(
             "--refine/--no-refine",
-            help="Optimise on these images, or one shot: what the network says alone.",
+            help="Optimise on these images, or one shot: a search on the network's features, and one step per bone.",
             show_default="refine without --weights",
         ),
     ] = None,
