@@ -166,8 +166,8 @@ class SoftPlan(_Stage):
     """Distance within which the field and what the dense guess moves besides are taken to agree: there the result is the mean
     of both, unless the images are less alike under the guess. 0 leaves the guess out."""
     around: Literal["bone", "margin"] = "bone"
-    """What holds it at 0, with the voxels around: bone alone, or the margin that moves along with it too. Found bones, whose
-    rims may be missed, are held by their margin whatever is said here."""
+    """What holds it at 0, with the voxels around: bone alone, or the margin that moves along with it too. Bones found in an MR,
+    whose rims may be missed, are held by their margin whatever is said here."""
     gain_mm: float = Field(default=0.0, ge=0)
     """Standard deviation of the Gaussian that tells the gain of an MR's coil, which is taken out before images are compared,
     from anatomy; 0 leaves it in."""

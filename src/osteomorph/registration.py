@@ -116,7 +116,8 @@ def register(
                     ids = BoneIds(shown, shown)
                     case = only_bones(with_found_bones(case, found_in), ids)
                     prepared = with_labels(prepared, case)
-                    chosen = chosen.model_copy(update={"soft": chosen.soft.model_copy(update={"around": "margin"})})
+                    if not found_in.in_ct(case):
+                        chosen = chosen.model_copy(update={"soft": chosen.soft.model_copy(update={"around": "margin"})})
         look_again = None
         if look and start.method == "images":
             look_again = partial(elsewhere, case, prepared, chosen.initialise, chosen.seed, start.rigid)

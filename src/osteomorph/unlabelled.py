@@ -39,6 +39,10 @@ class FoundIn:
         """Id -> in [0, 1], of those that are held rigid."""
         return {label: value for label, value in self.bones.confidence.items() if value >= LEAST_CONFIDENCE}
 
+    def in_ct(self, case: Case) -> bool:
+        """Whether a CT said where they end."""
+        return is_ct((case.fixed if self.side == "fixed" else case.moving).data)
+
     def outlined(self, case: Case, prepared: Case) -> Case:
         """Whose labels bones end by: those of a case as given, or as prepared where that leaves less than half as many voxels.
 
