@@ -188,10 +188,16 @@ def test_without_a_bone_the_result_is_soft_and_flagged(unlabelled_pair, monkeypa
     assert float(result.stored.displacement(case.fixed.grid).norm(dim=0).max()) > 0.5  # the search's field, not the start alone
 
 
-def test_one_shot_takes_no_step_on_the_images():
+def test_one_shot_takes_one_step_per_bone_and_none_besides():
     plan = one_shot()
     assert plan == not_optimised(default()).model_copy(update={"name": "one-shot"})
-    assert (plan.guess.levels, plan.soft.levels, plan.refine.levels, plan.pose.iterations) == ((), (), (), 0)
+    assert (plan.guess.levels, plan.soft.levels, plan.refine.levels, plan.pose.iterations, plan.pose.search_mm) == (
+        (),
+        (),
+        (),
+        1,
+        0,
+    )
     assert (plan.bones, plan.discrete.levels[0].features, plan.soft.begin) == ("exact", "network", "guess")
 
 
