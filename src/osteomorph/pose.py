@@ -227,9 +227,9 @@ def _bone_pose(
 
 
 def _no_finer(labels: Labels, spacing_mm: float, ids: Sequence[int]) -> Labels:
-    """Labels at a spacing that shells do not need any finer, as long as no bone is lost."""
+    """Labels at a spacing that shells do not need any finer, where that is about twice theirs, as long as no bone is lost."""
     grid = labels.grid.resampled(np.maximum(spacing_mm, labels.grid.spacing_mm))
-    coarse = regrid_labels(labels, grid) if grid.voxels < labels.grid.voxels / 2 else labels
+    coarse = regrid_labels(labels, grid) if grid.voxels < labels.grid.voxels / 6 else labels
     return coarse if set(ids) <= set(coarse.ids()) else labels
 
 
