@@ -172,12 +172,14 @@ def test_bones_that_lie_apart_give_nothing_away():
     assert [body.given_mm3 for body in found.bodies] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("end", [slice(0, 4), slice(9, 12)])
-def test_the_distance_to_what_is_left_is_anew_where_something_was_lost(end):
+@pytest.mark.parametrize(("end", "head"), [(slice(0, 4), 18), (slice(9, 12), 26)])
+def test_the_distance_to_what_is_left_is_anew_where_something_was_lost(end, head):
     """Within 4 mm of it as of the bone that is left; further out what it was, which is not above the distance."""
     grid = sagittal_grid()
+    grid = grid.padded((0, 0, 0), (20, 0, 0))
     data = torch.zeros(1, *grid.shape, dtype=torch.int16)
-    data[0, 4:16, 5:15, 3:9] = 1
+    data[0, 4:head, 5:9, 3:9] = 1
+    data[0, head : head + 6, 5:18, 3:9] = 1  # just out of sight from what is lost
     bone = distance_maps(Labels(data, grid))[1]
     lost = torch.zeros_like(bone.inside)
     first = bone.inside.nonzero().amin(0)
@@ -187,10 +189,11 @@ def test_the_distance_to_what_is_left_is_anew_where_something_was_lost(end):
     left = (bone.inside & ~lost).int()
     true = distance_maps(Labels(left[None], bone.grid))[1].on(bone.grid)
     assert torch.equal(found.inside, left > 0)
-    assert (found.values[0] <= true + 1e-3)[true > 0].all()
+    above = (found.values[0] - true)[true > 0]
+    assert above.max() < 0.2  # on long voxels another voxel may be the nearest
     near = distance_maps(Labels(lost.int()[None], bone.grid))[1].on(bone.grid) <= LOOKED_MM
     close = near & (true.abs() < LOOKED_MM)
     assert (bone.values[0] - true)[close].abs().max() > 1.0
     off = (found.values[0] - true)[close].abs()
-    assert off.max() < 0.2  # on long voxels another voxel may be the nearest
+    assert off.max() < 0.2
     assert off.mean() < 1e-3

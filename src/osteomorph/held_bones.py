@@ -83,16 +83,15 @@ def _without(bone: DistanceMap, lost: Int[Tensor, "3 n"]) -> DistanceMap:
     """The map less some voxels of the body: exact within `LOOKED_MM` of them, elsewhere what it was, which is not above it."""
     left = bone.inside.clone()
     left[tuple(lost)] = False
-    wide = np.ceil(2 * LOOKED_MM / bone.grid.spacing_mm).astype(int) + 1
-    low = np.maximum(lost.amin(1).numpy() - wide, 0).tolist()
-    high = np.minimum(lost.amax(1).numpy() + wide + 1, left.shape).tolist()
-    part = (slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2]))
-    values = bone.values.clone()
-    here = values[(0, *part)]
-    anew = torch.full_like(here, LOOKED_MM)
-    if left[part].any():
-        anew = signed_distance(left[part].numpy(), bone.grid.cropped(part)).values[0].clamp_(max=LOOKED_MM)
-    here.copy_(torch.maximum(here, anew))
+    around, seen = (bone.grid.around(bone.grid.world(lost.double()), reach * LOOKED_MM) for reach in (1, 2))
+    assert around is not None
+    assert seen is not None
+    anew = torch.full((1, *bone.grid.shape), torch.inf)
+    if left[seen].any():
+        anew[(0, *seen)] = signed_distance(left[seen].numpy(), bone.grid.cropped(seen)).values[0]
+    values = bone.values.clone()  # what lies out of sight is further away than LOOKED_MM
+    here = (0, *around)
+    values[here] = torch.maximum(values[here], anew[here].clamp(max=LOOKED_MM))
     return DistanceMap(values, bone.grid)
 
 
