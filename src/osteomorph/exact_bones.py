@@ -184,7 +184,7 @@ def refined_poses(
             continue
         points = {k: thinned(labels.grid.world((labels.data[0] == k).nonzero().T.double())) for k in ids}
         start = {label: first[label] for label in ids}
-        instead = partial(other_starts, points=points, frame=side) if plan.pose.search_mm > 0 else None
+        instead = partial(other_starts, points=points, frame=side) if plan.pose.iterations > 1 else None
         here = poses(prepared, start, plan.pose, ids, side, progress, instead)
         turned = {k: bone if side == "moving" else replace(bone, pose=bone.pose.inverse()) for k, bone in here.items()}
         seen = {k: turned[k].pose.inverse()(points[k]) for k in here}
