@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -7,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
-from osteomorph.resampling import regrid, regrid_labels, resample
+from osteomorph.resampling import coarser, regrid, regrid_labels, resample
 from osteomorph.transforms import Displacement, Rigid
 
 
@@ -121,3 +124,21 @@ def test_a_field_at_its_own_voxels_is_what_it_is_anywhere(grid):
         for onto in (grid, grid.padded((-3, 0, -1)), grid.padded((2, 0, 0)), grid.resampled(2.0)):
             expected = transform(onto.points(torch.float64).flatten(1))
             assert torch.allclose(transform.carried(onto), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["RAS", "LPS", "oblique"])
+def test_a_coarser_image_is_made_once_and_not_kept_alive(name):
+    """At 2 mm, along an axis with longer voxels at its own spacing."""
+    grid = oblique_grid() if name == "oblique" else GRIDS[name]
+    image = Image(torch.rand(1, *grid.shape), grid)
+    found = coarser(image, 2.0)
+    wanted = grid.resampled(np.maximum(2.0, grid.spacing_mm))
+    assert found.grid.isclose(wanted)
+    assert torch.equal(found.data, regrid(image, wanted).data)
+    assert coarser(image, 2.0) is found
+    assert coarser(image, 4.0) is not found
+    assert coarser(Image(image.data, grid), 2.0) is not found
+    seen = weakref.ref(image)
+    del image
+    gc.collect()
+    assert seen() is None

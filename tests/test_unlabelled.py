@@ -74,6 +74,14 @@ def test_of_two_images_of_one_modality_that_with_more_bone_is_taken(unlabelled_p
     assert bones_found(both, Rigid.identity()).side == "moving"
 
 
+def test_whether_a_ct_said_where_bones_end_is_told_of_their_own_image(unlabelled_pair):
+    case, labels, *_ = unlabelled_pair
+    bones = FoundBones(labels, dict.fromkeys(labels.ids(), 0.9))
+    case = Case(case.fixed.with_data(case.fixed.data.abs()), case.moving.with_data(case.moving.data - 1000.0))
+    assert unlabelled.FoundIn("moving", bones).in_ct(case)
+    assert not unlabelled.FoundIn("fixed", bones).in_ct(case)
+
+
 def test_bones_that_the_other_image_does_not_show_are_left_out(unlabelled_pair):
     case, labels, poses, _ = unlabelled_pair
     found = unlabelled.FoundIn("moving", FoundBones(labels, dict.fromkeys(labels.ids(), 0.9)))
@@ -207,6 +215,7 @@ def test_the_shipped_network_registers_the_phantom_in_one_shot(pair):
     assert result.exact is not None
     assert result.found_in is not None
     assert result.found_in.side == "moving"
+    assert result.plan.soft.around == "bone"  # a CT said where they end
     assert len(result.found_in.confidence) >= 3
     assert all(bone.residual_mm < 1e-3 for bone in result.bones)
     labels = pair.case.fixed_labels
