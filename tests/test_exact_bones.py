@@ -343,7 +343,7 @@ def test_doubts_about_bones_are_said_in_words():
     )
     exact = ExactBones.__new__(ExactBones)
     bodies = (SimpleNamespace(label=1, given_share=0.02), SimpleNamespace(label=2, given_share=0.12))
-    exact.__dict__.update(poses=bones, certificate=certificate, base=SimpleNamespace(bodies=bodies))
+    exact.__dict__.update(poses=bones, certificate=certificate, base=SimpleNamespace(bodies=bodies), gaps={})
     said = warnings_of(exact, {1: "L1", 2: "L2"})
     assert len(said) == 4
     assert "bone L1: it may be off by 2.3 degrees and 1.5 mm" in said[0]
@@ -351,7 +351,7 @@ def test_doubts_about_bones_are_said_in_words():
     assert said[2].startswith("12 % of what was found of bone L2 lies too near to other bones")
     assert "L1 and L2 run into each other by 0.7 mm" in said[3]
     sure = replace(certificate, rim_voxels={2: 0}, narrowest_gap_mm=1.0)
-    exact.__dict__.update(poses={2: bones[2]}, certificate=sure, base=SimpleNamespace(bodies=bodies[:1]))
+    exact.__dict__.update(poses={2: bones[2]}, certificate=sure, base=SimpleNamespace(bodies=bodies[:1]), gaps={})
     assert warnings_of(exact, {}) == []
     wild = BonePose(1, Rigid.identity(), Rigid.identity(), np.diag([9.0] * 3 + [300.0**2] * 3), False, 0.1)
     exact.__dict__.update(poses={1: wild})
@@ -362,7 +362,7 @@ def test_bones_that_follow_their_surroundings_are_named_in_one_line():
     lost = BonePose(3, Rigid.identity(), Rigid.identity(), np.diag([np.inf] * 6), False, np.inf)
     exact = ExactBones.__new__(ExactBones)
     certificate = SimpleNamespace(rim_voxels={}, narrowest_gap_mm=None)
-    exact.__dict__.update(poses={3: lost, 4: lost}, certificate=certificate, base=SimpleNamespace(bodies=()))
+    exact.__dict__.update(poses={3: lost, 4: lost}, certificate=certificate, base=SimpleNamespace(bodies=()), gaps={})
     assert warnings_of(exact, {3: "L3"}) == [
         "The images do not tell the pose of bones L3, 4: they follow their surroundings. Look before you use it."
     ]

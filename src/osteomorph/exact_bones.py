@@ -21,6 +21,7 @@ from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image, Labels
 from osteomorph.inputs import Bones
 from osteomorph.joint_starts import other_starts
+from osteomorph.joints import Gaps
 from osteomorph.lattice import lattice, rigid_displacement
 from osteomorph.measure import robust_fit
 from osteomorph.plan import Plan, SoftPlan
@@ -32,6 +33,7 @@ from osteomorph.refine import refine
 from osteomorph.resampling import coarser, resample
 from osteomorph.soft_field import STILL, soft_field
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
+from osteomorph.unfolded import widened_warnings
 from osteomorph.wide_guess import wide_field
 
 AROUND_MM = 8.0
@@ -78,6 +80,7 @@ class ExactBones:
     base: Polyrigid
     psi: Displacement | Velocity
     history: list[dict[str, float]]
+    gaps: Gaps
 
     @cached_property
     def transform(self) -> Transform:
@@ -203,8 +206,10 @@ def build_base(
     bones: Bones,
     spacing_mm: float,
     margin_voxels: float = MARGIN_VOXELS,
+    gaps: Gaps | None = None,
 ) -> Polyrigid:
-    """The bones' transform. Its margin holds that many voxels of the labels and of the fields that are stored."""
+    """The bones' transform. Its margin holds that many voxels of the labels and of the fields that are stored. gaps: between
+    the regions of certain bones."""
     use_fixed = bones in ("fixed", "both") or moving is None
     use_moving = bones in ("moving", "both", "auto") and moving is not None
     used = [labels for labels, wanted in ((fixed, use_fixed), (moving, use_moving)) if wanted and labels is not None]
@@ -214,6 +219,7 @@ def build_base(
         fixed if use_fixed else None,
         moving if use_moving else None,
         margin_mm=margin_voxels * max(voxel, spacing_mm),
+        gaps=gaps,
         least_steps=LEAST_STEPS,
     )
 
@@ -311,6 +317,7 @@ def warnings_of(exact: ExactBones, names: Mapping[int, str]) -> list[str]:
             f"Bones come so near to another that a rim of {volume:.3g} mm3 is not rigid: {', '.join(touching)}. "
             "Check the labels where they touch."
         )
+    out.extend(widened_warnings(exact.gaps, names))
     for body in exact.base.bodies:
         if body.given_share > GIVEN_AWAY:
             name, share = names.get(body.label, str(body.label)), 100 * body.given_share

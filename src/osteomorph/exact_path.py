@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import final
 
 from osteomorph.case import Case
 from osteomorph.clock import Clock
 from osteomorph.exact_bones import (
     MARGIN_VOXELS,
+    TOLERANCE_MM,
     ExactBones,
     build_base,
     dense_guess,
@@ -27,6 +29,7 @@ from osteomorph.polyrigid import Polyrigid
 from osteomorph.pose import BonePose
 from osteomorph.stored_fields import stored_field, stored_grid
 from osteomorph.transforms import Displacement, Rigid, Transform
+from osteomorph.unfolded import unfolded
 
 
 class LostError(Exception):
@@ -100,7 +103,10 @@ def exact_path(
     spacing = plan.prepare.spacing_mm
     with clock("bones"):
         labels = case if outlined is None else outlined
-        base = build_base(found, labels.fixed_labels, labels.moving_labels, bones, spacing, chosen.margin_voxels)
+        build = partial(build_base, found, labels.fixed_labels, labels.moving_labels, bones, spacing, chosen.margin_voxels)
+        onto = stored_grid(case.fixed.grid, spacing)
+        exactly = chosen.between is relative_field
+        base, gaps = unfolded(build, onto, TOLERANCE_MM) if exactly else (build(), {})
         motion = chosen.between(base, start, prepared.fixed.grid)
     with clock("soft"):
         if prepared.fixed_mask is None:
@@ -109,9 +115,9 @@ def exact_path(
         if not (plan.discrete.levels or plan.guess.levels):  # then the guess knows nothing of soft tissue
             soft = soft.model_copy(update={"agree_mm": 0.0})
         psi, history = soft_around(prepared, base, motion, start, dense, soft, plan.seed, clock.told("soft"), uneven)
-    exact = ExactBones(found, base, psi, history)
+    exact = ExactBones(found, base, psi, history, gaps)
     with clock("store"):
-        onto, written = stored_grid(case.fixed.grid, spacing), motion
+        written = motion
         if not onto.isclose(prepared.fixed.grid):
             written = chosen.between(base, start, onto)
         warp = stored_field(exact.flow, written, onto)

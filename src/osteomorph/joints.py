@@ -1,6 +1,6 @@
 """Bones that move against each other: how near they come on the way, and what of each can stay rigid."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -18,6 +18,9 @@ SHARE = 0.35
 WATCHED_MM = 10.0
 """Bones further apart than this are no joint."""
 
+
+Gaps = Mapping[tuple[int, int], float]
+"""Labels of two bones, the lower one first -> width left between their rigid regions in mm."""
 
 STEP_MM = 0.5
 """Of two bones against each other, from one look at a path to the next."""
@@ -124,16 +127,19 @@ def pair_gaps(bones: list[DistanceMap], path: np.ndarray) -> np.ndarray:
     return out
 
 
-def rigid_region(own: int, bones: list[DistanceMap], relative: np.ndarray, margin: float, gap: float) -> DistanceMap:
+def rigid_region(
+    own: int, bones: list[DistanceMap], relative: np.ndarray, margin: float, gap: float, wider: Mapping[int, float]
+) -> DistanceMap:
     """Distance to what moves rigidly with a bone: d <= margin, d <= SHARE (d + d') and d' >= gap / 2 for any other bone at
     distance d', at every sampled time; where the two overlap, d' - d >= gap instead of the last.
 
     So regions of bones that touch are ``gap`` apart, and those of bones with a space between leave (1 - 2 SHARE) of it.
+    wider: other bone -> d' - d there at least, besides.
     """
     bone = bones[own]
     distance = bone.values[0].flatten()
     region = distance - margin
-    reach = max(margin / SHARE, 2 * margin + gap)
+    reach = max(margin / SHARE, 2 * margin + max(gap, *wider.values(), 0.0))
     band = (distance <= reach).nonzero()[:, 0]
     here = distance[band]
     shape = bone.grid.shape
@@ -155,6 +161,8 @@ def rigid_region(own: int, bones: list[DistanceMap], relative: np.ndarray, margi
                 least[near] = torch.minimum(least[near], bound[near])
             last = matrix
         shared = torch.maximum((1 - SHARE) * here - SHARE * least, (gap - least + torch.minimum(here, -least)) / 2)
+        if other in wider:
+            shared = torch.maximum(shared, (wider[other] - least + here) / 2)
         region[band] = torch.maximum(region[band], shared)
     return DistanceMap(region.unflatten(0, shape)[None], bone.grid)
 

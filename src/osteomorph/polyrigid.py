@@ -17,7 +17,7 @@ from torch import Tensor
 from osteomorph.distances import DistanceMap, distance_maps
 from osteomorph.errors import InputError
 from osteomorph.image import Labels
-from osteomorph.joints import Joints, rigid_region, steepness
+from osteomorph.joints import Gaps, Joints, rigid_region, steepness
 from osteomorph.measure import fit_rigid
 from osteomorph.rigid_paths import PathKind, largest_angle_deg, log
 from osteomorph.threads import spread
@@ -232,6 +232,7 @@ def from_labels(
     *,
     margin_mm: float | None = None,
     gap_mm: float | None = None,
+    gaps: Gaps | None = None,
     reach_mm: float | None = None,
     background: Rigid | None = None,
     path: PathKind | None = None,
@@ -245,6 +246,7 @@ def from_labels(
     margin_mm: tissue around a bone that moves with it, 2 voxels by default; at most 0.35 of the gap to the next bone.
     gap_mm: width left between the rigid regions of two bones that touch anywhere along the path, 1.5 voxels by default. What
     lies nearer to another bone than half of that is its rim, which `Body.rim` reports.
+    gaps: between certain bones' regions at least, whether they touch or not.
     background: motion far from bones; the best rigid fit to all bones by default.
     path, steps: by default the path that keeps gaps widest, and as many steps as the steepest gap needs, from ``least_steps``
     on.
@@ -271,7 +273,11 @@ def from_labels(
     joints = Joints.of(bones, ends)
     kind = joints.widest_path() if path is None else path
     relative = joints.relative(kind)
-    regions = list(spread(lambda k: rigid_region(k, bones, relative, margin, gap), range(len(bones))))
+    wider: list[dict[int, float]] = [{} for _ in labels]
+    for pair, width in ({} if gaps is None else gaps).items():
+        one, other = (labels.index(label) for label in pair)
+        wider[one][other] = wider[other][one] = width
+    regions = list(spread(lambda k: rigid_region(k, bones, relative, margin, gap, wider[k]), range(len(bones))))
     wanted = (
         steps if steps is not None else int(np.clip(np.ceil(steepness(bones, regions, relative) / 2), least_steps, STEPS[1]))
     )

@@ -1,0 +1,98 @@
+"""Two blocks that all but touch, and slide and tilt along each other by more than the space between them."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from osteomorph import fields
+from osteomorph.geometry import Grid
+from osteomorph.image import Labels
+from osteomorph.lattice import lattice
+from osteomorph.polyrigid import Polyrigid, from_labels
+from osteomorph.transforms import Rigid
+from osteomorph.unfolded import FIRST_MM, LEAST_DETERMINANT, folding, unfolded, widened_warnings
+
+TOLERANCE_MM = 0.05
+
+
+def blocks(grid: Grid, wave_mm: float = 1.5) -> Labels:
+    """1 below, 2 above, 3 far to the side; between 1 and 2 lies one voxel, along a wave of 12 mm."""
+    x, y, z = (part.reshape(-1) for part in grid.points(torch.float64))
+    data = torch.zeros(len(x), dtype=torch.int16)
+    beside = (x.abs() < 10) & (y.abs() < 10)
+    wave = wave_mm * torch.sin(2 * torch.pi * x / 12)
+    data[beside & (z > -14) & (z < wave - 0.5)] = 1
+    data[beside & (z > wave + 0.5) & (z < 14)] = 2
+    data[((x - 30).abs() < 6) & (y.abs() < 6) & (z.abs() < 6)] = 3
+    return Labels(data.unflatten(0, grid.shape)[None], grid)
+
+
+def grid_of(signs: tuple[int, int, int] = (1, 1, 1)) -> Grid:
+    affine = np.diag([*np.array(signs, dtype=float), 1.0])
+    affine[:3, 3] = -np.array(signs) * (38.0, 22.0, 22.0)
+    return Grid((77, 45, 45), affine)
+
+
+def tilted(degrees: float, shift_mm: tuple[float, float, float]) -> dict[int, Rigid]:
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_rotvec(np.radians([0, 0, degrees])).as_matrix()
+    matrix[:3, 3] = shift_mm
+    return {1: Rigid.identity(), 2: Rigid(matrix), 3: Rigid.identity()}
+
+
+def built(labels: Labels, poses: dict[int, Rigid], seen: list[dict[tuple[int, int], float]]):
+    def build(gaps) -> Polyrigid:
+        seen.append(dict(gaps))
+        return from_labels(poses, labels, gaps=gaps, margin_mm=2.0, least_steps=2)
+
+    return build
+
+
+def least(base: Polyrigid, grid: Grid) -> float:
+    return float(fields.jacobian_determinant(lattice(base, grid, TOLERANCE_MM).vectors, grid).min())
+
+
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, 1), (-1, -1, 1)])
+def test_only_the_bones_whose_samples_fold_get_a_wider_gap(signs):
+    grid, seen = grid_of(signs), []
+    labels = blocks(grid)
+    build = built(labels, tilted(20.0, (-12.0, 4.0, 0.0)), seen)
+    usual = build({})
+    assert least(usual, grid) <= 0
+    assert folding(usual, grid, TOLERANCE_MM) == [(1, 2)]
+    base, gaps = unfolded(build, grid, TOLERANCE_MM)
+    assert set(gaps) == {(1, 2)}
+    assert gaps[1, 2] >= FIRST_MM
+    assert least(base, grid) >= LEAST_DETERMINANT
+    whole = {body.label: float(body.bone.inside.sum()) for body in base.bodies}
+    for before, after in zip(usual.bodies, base.bodies, strict=True):
+        rim = after.rim_mm3 - before.rim_mm3
+        assert rim == 0 if after.label == 3 else 0 < rim < 0.25 * whole[after.label]
+        inner = after.bone.grid.world((after.bone.inside & ~after.rim).nonzero().T.double())
+        assert (base(inner) - after.pose(inner)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("width", [3.0, 4.0, 7.0])
+def test_gaps_are_as_wide_as_asked_between_regions(width):
+    labels = blocks(grid_of(), wave_mm=0.0)
+    base = from_labels(tilted(0.0, (3.0, 0.0, 0.0)), labels, gaps={(1, 2): width}, margin_mm=2.0)
+    lower, upper = (body.region for body in base.bodies[:2])
+    column = torch.zeros(3, 1601, dtype=torch.float64)
+    column[2] = torch.linspace(-8, 8, 1601)
+    free = float(((lower(column) > 0) & (upper(column) > 0)).double().mean()) * 16
+    assert free == pytest.approx(width, abs=0.1)
+
+
+def test_a_gentle_motion_is_left_as_it_is():
+    grid, seen = grid_of(), []
+    base, gaps = unfolded(built(blocks(grid), tilted(1.0, (0.5, 0.0, 0.0)), seen), grid, TOLERANCE_MM)
+    assert gaps == {}
+    assert seen == [{}]
+    assert least(base, grid) > 0.3
+
+
+def test_the_warning_names_the_bones_and_the_gap():
+    (said,) = widened_warnings({(4, 7): 2.5}, {4: "L5"})
+    assert "L5 and 7" in said
+    assert "2.5 mm" in said
