@@ -136,7 +136,9 @@ def test_soft_tissue_moves_and_bone_does_not(field):
     moving = blobs(grid)
     fixed = resample(moving, Displacement(truth, grid), grid)
     plan = SOFT.model_copy(update={"field": field, "levels": (Level(control_mm=10, iterations=40, step_mm=0.5),)})
-    psi, history = soft_field(Case(fixed.with_data(1 - 0.7 * fixed.data), moving), [region], plan)
+    psi, history = soft_field(
+        Case(fixed.with_data(1 - 0.7 * fixed.data), moving), ramp([region], fixed.grid, plan.ramp_mm), plan
+    )
     assert isinstance(psi, Velocity if field == "velocity" else Displacement)
     assert history[-1]["loss"] < history[0]["loss"]
     error = (psi.displacement(grid) - truth).norm(dim=0)[6:-6, 6:-6, 6:-6].mean()

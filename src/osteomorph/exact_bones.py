@@ -17,6 +17,7 @@ from osteomorph.descent import Progress
 from osteomorph.distances import DistanceMap
 from osteomorph.foreground import foreground
 from osteomorph.gain import even_gain
+from osteomorph.gauss_newton import newton_steps
 from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image, Labels
 from osteomorph.inputs import Bones
@@ -31,7 +32,7 @@ from osteomorph.pose_doubts import collided, settled, thinned
 from osteomorph.prepare import MARGIN_MM, resampled_case
 from osteomorph.refine import refine
 from osteomorph.resampling import coarser, resample
-from osteomorph.soft_field import STILL, soft_field
+from osteomorph.soft_field import STILL, ramp, soft_field
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
 from osteomorph.unfolded import widened_warnings
 from osteomorph.wide_guess import wide_field
@@ -250,11 +251,13 @@ def soft_around(
 
     uneven: the image of which the gain is to be taken out, where the plan wants that.
     """
-    still = still_parts(base, prepared.fixed.grid, plan.around)
-    guess = besides_bones(dense, base, prepared) if plan.begin == "guess" or plan.agree_mm > 0 else None
-    if not plan.levels:
-        return soft_field(prepared, still, plan, seed, progress, guess)
+    hold = ramp(still_parts(base, prepared.fixed.grid, plan.around), prepared.fixed.grid, plan.ramp_mm)
     transform = start.after(field)
+    guess = besides_bones(dense, base, prepared) if plan.begin == "guess" or plan.agree_mm > 0 else None
+    if guess is not None and plan.newton:
+        guess = newton_steps(prepared, transform, hold, guess, plan.newton)
+    if not plan.levels:
+        return soft_field(prepared, hold, plan, seed, progress, guess)
     known = Image(torch.ones_like(prepared.moving.data[:1]), prepared.moving.grid)
     through = Case(
         prepared.fixed,
@@ -266,7 +269,7 @@ def soft_around(
     )
     if uneven is not None and plan.gain_mm > 0:
         through = even_gain(through, uneven, plan.gain_mm)
-    return soft_field(through, still, plan, seed, progress, guess)
+    return soft_field(through, hold, plan, seed, progress, guess)
 
 
 def still_parts(base: Polyrigid, grid: Grid, around: Literal["bone", "margin"]) -> list[DistanceMap]:

@@ -151,6 +151,18 @@ class PosePlan(_Stage):
     """Standard deviation of a bone's points under any rotation or shift from which on it counts as not determined."""
 
 
+class NewtonLevel(_Stage):
+    """Gauss-Newton steps at one resolution, the moving image described anew for each."""
+
+    steps: int = Field(default=3, ge=1)
+    spacing_mm: float = Field(default=2.0, gt=0)
+    """Of the lattice that descriptions (MIND-SSC) are compared on."""
+    control_mm: float = Field(default=20.0, gt=0)
+    """Between control points of a step's B-spline."""
+    bending: float = Field(default=20.0, gt=0)
+    """Weight of the mean squared second derivatives of a step (1/mm^2) against the mean squared difference of features."""
+
+
 class SoftPlan(_Stage):
     """The soft field around exact bones."""
 
@@ -165,6 +177,8 @@ class SoftPlan(_Stage):
     agree_mm: float = Field(default=0.0, ge=0)
     """Distance within which the field and what the dense guess moves besides are taken to agree: there the result is the mean
     of both, unless the images are less alike under the guess. 0 leaves the guess out."""
+    newton: tuple[NewtonLevel, ...] = ()
+    """Steps by which what the dense guess moves besides is refined before the field begins with it, or is averaged with it."""
     around: Literal["bone", "margin"] = "bone"
     """What holds it at 0, with the voxels around: bone alone, or the margin that moves along with it too. Bones found in an MR,
     whose rims may be missed, are held by their margin whatever is said here."""

@@ -8,6 +8,7 @@ from osteomorph.plan import (
     DiscretePlan,
     InitialisePlan,
     Level,
+    NewtonLevel,
     Plan,
     PosePlan,
     PreparePlan,
@@ -28,7 +29,6 @@ SEARCH = DiscretePlan(
         DiscreteLevel(features="network", spacing_mm=8.0, stride=1, reach_mm=24.0, rigid=True),
         DiscreteLevel(features="network", spacing_mm=8.0, stride=1, reach_mm=16.0, rigid=True),
         DiscreteLevel(features="network", spacing_mm=4.0, stride=3, reach_mm=8.0),
-        DiscreteLevel(spacing_mm=2.0, stride=3, reach_mm=6.0),
         DiscreteLevel(spacing_mm=2.0, stride=3, reach_mm=4.0),
     ),
 )
@@ -50,6 +50,7 @@ def default() -> Plan:
                 bins=48,
                 gain_mm=15.0,
                 agree_mm=2.0,
+                newton=(NewtonLevel(), NewtonLevel(spacing_mm=1.5, control_mm=12.0, bending=5.0)),
                 levels=(
                     Level(control_mm=28, iterations=25, step_mm=0.8, smooth_mm=2.5, bending_factor=16.0, mind_factor=0.25),
                     Level(control_mm=20, iterations=25, step_mm=0.5, smooth_mm=1.0, bending_factor=6.0, mind_factor=0.5),
@@ -70,6 +71,10 @@ ONE_STEP = {"spacings_mm": (2.0,), "extractions": 1, "iterations": 1, "search_mm
 """Of a bone's pose in one shot: from where the search says it is, one linear least-squares step and no search of its own."""
 
 
+ONE_SHOT_SOFT = (NewtonLevel(),)
+"""Of soft tissue's field in one shot: a fixed number of linear least-squares steps."""
+
+
 def not_optimised(plan: Plan) -> Plan:
     """A plan that keeps to what is found without steps on the images themselves: in one shot where bones are exact, else the
     rigid start, or the field of the weights."""
@@ -80,7 +85,7 @@ def not_optimised(plan: Plan) -> Plan:
         "discrete": SEARCH,
         "guess": RefinePlan(),
         "pose": plan.pose.model_copy(update=ONE_STEP),
-        "soft": plan.soft.model_copy(update={"levels": (), "begin": "guess", "agree_mm": 0.0}),
+        "soft": plan.soft.model_copy(update={"levels": (), "begin": "guess", "agree_mm": 0.0, "newton": ONE_SHOT_SOFT}),
     }
     return out.model_copy(update=parts)
 

@@ -37,7 +37,7 @@ SQUARINGS = 4
 
 def soft_field(
     case: Case,
-    regions: Sequence[DistanceMap],
+    hold: Float[Tensor, "i j k"],
     plan: SoftPlan,
     seed: int = 0,
     progress: Progress | None = None,
@@ -45,16 +45,14 @@ def soft_field(
 ) -> tuple[Displacement | Velocity, list[dict[str, float]]]:
     """psi, fixed mm -> fixed mm, on the fixed image's grid; and the terms' values at each step.
 
-    psi = x + chi(x) v(x) (or the flow of chi v): v a cubic B-spline, chi 0 in the regions and one voxel's diagonal around
-    them, so that interpolation keeps them exactly still, and 1 from ``ramp_mm`` on (after Little et al., 1997). Smoothness is
-    asked of v, which knows no bones: asked of chi v it would hold tissue back all around them.
+    psi = x + chi(x) v(x) (or the flow of chi v): v a cubic B-spline, chi (hold) what `ramp` makes of the regions that must not
+    move. Smoothness is asked of v, which knows no bones: asked of chi v it would hold tissue back all around them.
 
     case: prepared, the moving image already resampled through the bones' transform: both describe along the same axes.
-    regions: what must not move. guess: of v, to begin from (its own smoothness is not asked for) or to average with in the end,
-    as the plan says. A displacement that comes near to folding is returned as a velocity.
+    hold: 0 to 1 at the fixed image's voxels. guess: of v, to begin from (its own smoothness is not asked for) or to average
+    with in the end, as the plan says. A displacement that comes near to folding is returned as a velocity.
     """
     grid = case.fixed.grid
-    hold = ramp(regions, grid, plan.ramp_mm)
     stride = max(1, round(plan.lattice_mm / float(grid.spacing_mm.mean())))
     generator = torch.Generator().manual_seed(seed)
     history: list[dict[str, float]] = []
@@ -118,7 +116,8 @@ def without_folds(vectors: Float[Tensor, "3 i j k"], grid: Grid) -> Displacement
 
 
 def ramp(regions: Sequence[DistanceMap], grid: Grid, ramp_mm: float) -> Float[Tensor, "i j k"]:
-    """Smoothstep of the distance to the nearest region, less about a voxel's diagonal, over ``ramp_mm``: 0 to 1."""
+    """0 in the regions and one voxel's diagonal around them, so that interpolation keeps them exactly still; from there a
+    smoothstep of the distance to the nearest one, and 1 from ``ramp_mm`` on (after Little et al., 1997)."""
     still = STILL * float(np.linalg.norm(grid.spacing_mm))
     reach = still + ramp_mm
     least = torch.full(grid.shape, math.inf)

@@ -73,6 +73,19 @@ class Basis:
         """Vectors at the voxels that ``rows`` names. Carries gradients."""
         return _along_axes(control, [matrices[0][part] for matrices, part in zip(self.derivatives, rows, strict=True)])
 
+    def transposed(self, vectors: Float[Tensor, "3 i j k"]) -> Float[Tensor, "3 a b c"]:
+        """What the splines are multiplied with at all voxels, summed: the transpose of calling it."""
+        return _along_axes(vectors, [matrices[0].T for matrices in self.derivatives])
+
+    def pooled(self) -> "Basis":
+        """The same splines' means over blocks of two voxels a side, at the end of an axis of one where they do not come out."""
+        return Basis(tuple(tuple(_halved(matrix) for matrix in matrices) for matrices in self.derivatives))
+
+
+def _halved(matrix: Tensor) -> Tensor:
+    whole = len(matrix) // 2 * 2
+    return torch.cat([(matrix[:whole:2] + matrix[1:whole:2]) / 2, matrix[whole:]])
+
 
 def _along_axes(values: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     for axis, matrix in enumerate(matrices, 1):
@@ -112,6 +125,10 @@ class Roughness:
     def __call__(self, control: Float[Tensor, "3 a b c"]) -> Float[Tensor, ""]:
         value: Tensor = _Quadratic.apply(control, self)
         return value
+
+    def stiffness(self, control: Float[Tensor, "3 a b c"]) -> Float[Tensor, "3 a b c"]:
+        """K c."""
+        return _stiffness(self.grams, control)
 
 
 class _Quadratic(torch.autograd.Function):
