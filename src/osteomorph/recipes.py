@@ -63,7 +63,8 @@ def default() -> Plan:
 
 
 def one_shot() -> Plan:
-    """``default`` without optimisation: the network's features, matched by a search, give poses and soft tissue's motion."""
+    """``default`` without a descent: the network's features, matched by a search, and a few linear steps give poses and soft
+    tissue's motion."""
     return not_optimised(default()).model_copy(update={"name": "one-shot"})
 
 
@@ -76,7 +77,7 @@ ONE_SHOT_SOFT = (NewtonLevel(),)
 
 
 def not_optimised(plan: Plan) -> Plan:
-    """A plan that keeps to what is found without steps on the images themselves: in one shot where bones are exact, else the
+    """A plan that keeps to what is found without a descent on the images: in one shot where bones are exact, else the
     rigid start, or the field of the weights."""
     out = plan.model_copy(update={"refine": plan.refine.model_copy(update={"levels": ()})})
     if plan.bones != "exact":

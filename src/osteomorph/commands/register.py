@@ -54,7 +54,7 @@ def register(
         bool | None,
         typer.Option(
             "--refine/--no-refine",
-            help="Optimise on these images, or one shot: a search on the network's features, and one step per bone.",
+            help="Optimise on these images, or one shot: a search, then linear steps for bones and tissue.",
             show_default="refine without --weights",
         ),
     ] = None,
