@@ -13,7 +13,7 @@ from osteomorph.lattice import lattice
 from osteomorph.polyrigid import Polyrigid
 
 GENTLE_STEPS = 2
-"""Through time, up to which no joint is so steep that its samples fold."""
+"""Through time, up to which joints are taken to be too gentle to fold in samples; what is written is checked anyhow."""
 
 LEAST_DETERMINANT = 0.05
 """Of the bones' motion as it is sampled."""
@@ -29,7 +29,7 @@ MOST_MM = 16.0
 
 
 def unfolded(build: Callable[[Gaps], Polyrigid], grid: Grid, tolerance_mm: float) -> tuple[Polyrigid, Gaps]:
-    """The bones' transform with the least gaps at which its samples on a grid do not fold between two bones, and these gaps.
+    """The bones' transform, its gaps widened step by step until its samples on a grid fold between no two bones, and these gaps.
 
     build: (label, label) -> mm, the gaps that are not as usual -> the transform. tolerance_mm: of the samples. A transform
     without folds in truth (`Polyrigid`) folds in its samples where they are further apart than what they sample is wide. Gaps
@@ -76,7 +76,7 @@ def _shared(one: Part | None, other: Part | None) -> Part | None:
 def widened_warnings(gaps: Mapping[tuple[int, int], float], names: Mapping[int, str]) -> list[str]:
     """One sentence for every two bones."""
     return [
-        f"Bones {names.get(one, str(one))} and {names.get(other, str(other))} move so much against each other that only a gap "
-        f"of {mm:.2g} mm between them keeps tissue from folding: what lies in it is not held rigid. Check their poses."
+        f"Bones {names.get(one, str(one))} and {names.get(other, str(other))} move so much against each other that a gap of "
+        f"{mm:.2g} mm is left between them, or tissue would fold: what lies in it is not held rigid. Check their poses."
         for (one, other), mm in gaps.items()
     ]
