@@ -29,7 +29,7 @@ MOST_MM = 16.0
 
 
 def unfolded(build: Callable[[Gaps], Polyrigid], grid: Grid, tolerance_mm: float) -> tuple[Polyrigid, Gaps]:
-    """The bones' transform, its gaps widened step by step until its samples on a grid fold between no two bones, and these gaps.
+    """The bones' transform, gaps widened in steps until its samples on a grid fold between no two bones, and these gaps.
 
     build: (label, label) -> mm, the gaps that are not as usual -> the transform. tolerance_mm: of the samples. A transform
     without folds in truth (`Polyrigid`) folds in its samples where they are further apart than what they sample is wide. Gaps
