@@ -13,7 +13,16 @@ KEPT_BYTES = 1 << 28
 LARGEST_BYTES = 1 << 28
 """Blocks from this size on are given back as soon as they are freed."""
 
+HELD_BYTES = 3 << 28
+"""Freed memory from which on what was kept goes back between stages: fetching it again took a twentieth of a registration."""
+
 _kept = False
+
+
+class _Usage(ctypes.Structure):
+    """glibc's ``struct mallinfo2``; fordblks are the bytes that are free in its heaps."""
+
+    _fields_ = (("before", ctypes.c_size_t * 8), ("fordblks", ctypes.c_size_t), ("keepcost", ctypes.c_size_t))
 
 
 def keep_freed_memory() -> None:
@@ -26,10 +35,19 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """What was kept goes back, so that holes between blocks that are in use do not add up from one stage to the next."""
+    """What was kept goes back where it is much, so that holes between blocks in use do not add up from stage to stage."""
     trim = _from_libc("malloc_trim") if _kept else None
-    if trim is not None:
+    if trim is not None and _free_bytes() >= HELD_BYTES:
         trim(0)
+
+
+def _free_bytes() -> float:
+    """Freed memory that was kept; infinite where the C library does not tell."""
+    usage: Any = _from_libc("mallinfo2")
+    if usage is None:
+        return float("inf")
+    usage.restype = _Usage
+    return float(usage().fordblks)
 
 
 def _from_libc(name: str) -> Callable[..., Any] | None:

@@ -249,7 +249,8 @@ def soft_around(
 ) -> tuple[Displacement | Velocity, list[dict[str, float]]]:
     """psi, found with the moving image resampled through the bones' transform. dense: the guess that knows no bones.
 
-    uneven: the image of which the gain is to be taken out, where the plan wants that.
+    field: the bones' motion before the start, on `seen_grid` and around it. uneven: the image of which the gain is to be taken
+    out, where the plan wants that.
     """
     hold = ramp(still_parts(base, prepared.fixed.grid, plan.around), prepared.fixed.grid, plan.ramp_mm)
     transform = start.after(field)
@@ -270,6 +271,14 @@ def soft_around(
     if uneven is not None and plan.gain_mm > 0:
         through = even_gain(through, uneven, plan.gain_mm)
     return soft_field(through, hold, plan, seed, progress, guess)
+
+
+def seen_grid(fixed: Grid, plan: SoftPlan) -> Grid:
+    """Where soft tissue's field looks at the images: the fixed image's grid, or the finest that linear steps need without a
+    descent after them."""
+    if plan.levels or not plan.newton:
+        return fixed
+    return fixed.resampled(np.maximum(fixed.spacing_mm, min(level.spacing_mm for level in plan.newton)))
 
 
 def still_parts(base: Polyrigid, grid: Grid, around: Literal["bone", "margin"]) -> list[DistanceMap]:

@@ -1,8 +1,9 @@
 """The path of `register` where bones are exact: guess, poses, the bones' motion, soft tissue around them, what files hold."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
+from dataclasses import field as attribute
+from functools import cached_property, partial
 from typing import final
 
 from osteomorph.case import Case
@@ -16,6 +17,7 @@ from osteomorph.exact_bones import (
     first_poses,
     refined_poses,
     relative_field,
+    seen_grid,
     sides_of,
     soft_around,
 )
@@ -59,12 +61,17 @@ class Options:
 @dataclass(frozen=True, eq=False)
 class ExactPath:
     """dense: the guess, fixed mm -> moving mm. exact: bones and psi. motion: that of the bones before the rigid start, on the
-    prepared fixed grid and around it. warp: the whole transform before the rigid start, sampled for files."""
+    grid that is asked for and around it. onto: of what files hold."""
 
-    dense: Transform = field(repr=False)
+    dense: Transform = attribute(repr=False)
     exact: ExactBones
-    motion: Displacement = field(repr=False)
-    warp: Displacement = field(repr=False)
+    motion: Callable[[Grid], Displacement] = attribute(repr=False)
+    onto: Grid = attribute(repr=False)
+
+    @cached_property
+    def warp(self) -> Displacement:
+        """The whole transform before the rigid start, sampled for files."""
+        return stored_field(self.exact.flow, self.motion(self.onto), self.onto)
 
 
 def exact_path(
@@ -107,18 +114,14 @@ def exact_path(
         onto = stored_grid(case.fixed.grid, spacing)
         exactly = chosen.between is relative_field
         base, gaps = unfolded(build, onto, TOLERANCE_MM) if exactly else (build(), {})
-        motion = chosen.between(base, start, prepared.fixed.grid)
+        seen = seen_grid(prepared.fixed.grid, plan.soft)
+        field = chosen.between(base, start, seen)
     with clock("soft"):
         if prepared.fixed_mask is None:
             prepared = replace(prepared, fixed_mask=foreground(prepared.fixed))
         uneven, soft = uneven_side(case.fixed, case.moving), plan.soft
         if not (plan.discrete.levels or plan.guess.levels):  # then the guess knows nothing of soft tissue
             soft = soft.model_copy(update={"agree_mm": 0.0})
-        psi, history = soft_around(prepared, base, motion, start, dense, soft, plan.seed, clock.told("soft"), uneven)
+        psi, history = soft_around(prepared, base, field, start, dense, soft, plan.seed, clock.told("soft"), uneven)
     exact = ExactBones(found, base, psi, history, gaps)
-    with clock("store"):
-        written = motion
-        if not onto.isclose(prepared.fixed.grid):
-            written = chosen.between(base, start, onto)
-        warp = stored_field(exact.flow, written, onto)
-    return ExactPath(dense, exact, motion, warp)
+    return ExactPath(dense, exact, lambda grid: field if grid.isclose(seen) else chosen.between(base, start, grid), onto)

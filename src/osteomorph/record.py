@@ -28,6 +28,7 @@ def write_result(registration: "Registration", folder: Path, overwrite: bool, co
     began = time.perf_counter()
     with OutputFolder(folder, overwrite) as output:
         out = output.path
+        _ = registration.warp  # what most of them write
         parts = (_write_moved, _write_backward, _write_forward, _certify)  # the longest first
         for _ in spread(lambda part: part(registration, out), parts):
             give_back_freed_memory()

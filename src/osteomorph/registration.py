@@ -139,8 +139,8 @@ def register(
                 exact, carried = found.exact, moved_case(prepared, start.rigid)
                 if found_in is not None:
                     exact, case = given_way(exact, case, chosen.prepare.spacing_mm)
-                made = (case, start, found.warp, chosen, ids.rigid, carried, exact.history, clock.seconds, hashes, "cpu")
-                return Registration(*made, exact, found_in, notes)
+                warp_of, rest = partial(getattr, found, "warp"), (exact.history, clock.seconds, hashes, "cpu")
+                return Registration(case, start, warp_of, chosen, ids.rigid, carried, *rest, exact, found_in, notes)
         guess = None
         if learned is not None:
             with clock("network"):
@@ -163,8 +163,8 @@ def register(
                 warp, history = optimise(carried.to(where), plan_here, ids.rigid, chosen.seed, progress, guess)
             if where.type != "cpu":
                 warp = replace(warp, vectors=warp.vectors.cpu())
-    seconds, device = clock.seconds, str(where)
-    return Registration(case, start, warp, chosen, ids.rigid, carried, history, seconds, hashes, device, None, found_in, notes)
+    made = (chosen, ids.rigid, carried, history, clock.seconds, hashes, str(where))
+    return Registration(case, start, lambda: warp, *made, None, found_in, notes)
 
 
 # -- steps ----------------------------------------------------------------------------------------------------------------

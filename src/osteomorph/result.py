@@ -1,6 +1,6 @@
 """What `register` returns: a case, the transform found for it, and everything that is told of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,13 +33,13 @@ INVERSE_BAR_MM = 0.05
 class Registration:
     """A case, the transform found for it, and everything needed to find it again.
 
-    case: as given. start: the rigid start. warp: fixed mm -> fixed mm, before the start. rigid_labels: ids held rigid.
+    case: as given. start: the rigid start. sampled: makes ``warp`` when it is first asked for. rigid_labels: ids held rigid.
     carried: the prepared case under the rigid start. history: the terms' values at each step.
     """
 
     case: Case = field(repr=False)
     start: Start
-    warp: Displacement | Velocity
+    sampled: Callable[[], Displacement | Velocity] = field(repr=False)
     plan: Plan
     rigid_labels: tuple[int, ...]
     carried: Case = field(repr=False)
@@ -53,6 +53,11 @@ class Registration:
     """Where bones were found without labels; those that are sure are then the case's labels."""
     notes: tuple[str, ...] = ()
     """What was done otherwise than the plan says, and why."""
+
+    @cached_property
+    def warp(self) -> Displacement | Velocity:
+        """Fixed mm -> fixed mm, before the start."""
+        return self.sampled()
 
     @cached_property
     def transform(self) -> Transform:
