@@ -49,6 +49,10 @@ def built(labels: Labels, poses: dict[int, Rigid], seen: list[dict[tuple[int, in
     return build
 
 
+def sampled(grid: Grid):
+    return lambda base: lattice(base, grid, TOLERANCE_MM)
+
+
 def least(base: Polyrigid, grid: Grid) -> float:
     return float(fields.jacobian_determinant(lattice(base, grid, TOLERANCE_MM).vectors, grid).min())
 
@@ -60,8 +64,9 @@ def test_only_the_bones_whose_samples_fold_get_a_wider_gap(signs):
     build = built(labels, tilted(20.0, (-12.0, 4.0, 0.0)), seen)
     usual = build({})
     assert least(usual, grid) <= 0
-    assert folding(usual, grid, TOLERANCE_MM) == [(1, 2)]
-    base, gaps = unfolded(build, grid, TOLERANCE_MM)
+    assert folding(usual, sampled(grid)(usual)) == [(1, 2)]
+    base, gaps, motion = unfolded(build, sampled(grid))
+    assert torch.equal(motion.vectors, lattice(base, grid, TOLERANCE_MM).vectors)
     assert set(gaps) == {(1, 2)}
     assert gaps[1, 2] >= FIRST_MM
     assert least(base, grid) >= LEAST_DETERMINANT
@@ -86,8 +91,9 @@ def test_gaps_are_as_wide_as_asked_between_regions(width):
 
 def test_a_gentle_motion_is_left_as_it_is():
     grid, seen = grid_of(), []
-    base, gaps = unfolded(built(blocks(grid), tilted(1.0, (0.5, 0.0, 0.0)), seen), grid, TOLERANCE_MM)
+    base, gaps, motion = unfolded(built(blocks(grid), tilted(1.0, (0.5, 0.0, 0.0)), seen), sampled(grid))
     assert gaps == {}
+    assert motion is None
     assert seen == [{}]
     assert least(base, grid) > 0.3
 

@@ -10,7 +10,6 @@ from osteomorph.case import Case
 from osteomorph.clock import Clock
 from osteomorph.exact_bones import (
     MARGIN_VOXELS,
-    TOLERANCE_MM,
     ExactBones,
     build_base,
     dense_guess,
@@ -60,18 +59,18 @@ class Options:
 @final
 @dataclass(frozen=True, eq=False)
 class ExactPath:
-    """dense: the guess, fixed mm -> moving mm. exact: bones and psi. motion: that of the bones before the rigid start, on the
-    grid that is asked for and around it. onto: of what files hold."""
+    """dense: the guess, fixed mm -> moving mm. exact: bones and psi. onto: grid of what files hold. motion: makes the bones'
+    motion before the rigid start, there and around."""
 
     dense: Transform = attribute(repr=False)
     exact: ExactBones
-    motion: Callable[[Grid], Displacement] = attribute(repr=False)
     onto: Grid = attribute(repr=False)
+    motion: Callable[[], Displacement] = attribute(repr=False)
 
     @cached_property
     def warp(self) -> Displacement:
         """The whole transform before the rigid start, sampled for files."""
-        return stored_field(self.exact.flow, self.motion(self.onto), self.onto)
+        return stored_field(self.exact.flow, self.motion(), self.onto)
 
 
 def exact_path(
@@ -112,10 +111,18 @@ def exact_path(
         labels = case if outlined is None else outlined
         build = partial(build_base, found, labels.fixed_labels, labels.moving_labels, bones, spacing, chosen.margin_voxels)
         onto = stored_grid(case.fixed.grid, spacing)
+
+        def sampled(base: Polyrigid) -> Displacement:
+            return chosen.between(base, start, onto)
+
         exactly = chosen.between is relative_field
-        base, gaps = unfolded(build, onto, TOLERANCE_MM) if exactly else (build(), {})
+        base, gaps, written = unfolded(build, sampled) if exactly else (build(), dict[tuple[int, int], float](), None)
         seen = seen_grid(prepared.fixed.grid, plan.soft)
-        field = chosen.between(base, start, seen)
+        if written is not None and (onto.isclose(seen) or not plan.soft.levels):  # a descent wants it at its own voxels
+            field = written
+        else:
+            field = chosen.between(base, start, seen)
+            written = field if onto.isclose(seen) else written
     with clock("soft"):
         if prepared.fixed_mask is None:
             prepared = replace(prepared, fixed_mask=foreground(prepared.fixed))
@@ -124,4 +131,4 @@ def exact_path(
             soft = soft.model_copy(update={"agree_mm": 0.0})
         psi, history = soft_around(prepared, base, field, start, dense, soft, plan.seed, clock.told("soft"), uneven)
     exact = ExactBones(found, base, psi, history, gaps)
-    return ExactPath(dense, exact, lambda grid: field if grid.isclose(seen) else chosen.between(base, start, grid), onto)
+    return ExactPath(dense, exact, onto, partial(sampled, base) if written is None else lambda: written)

@@ -68,8 +68,8 @@ def one_shot() -> Plan:
     return not_optimised(default()).model_copy(update={"name": "one-shot"})
 
 
-ONE_STEP = {"spacings_mm": (2.0,), "extractions": 1, "iterations": 1, "search_mm": 0.0, "search_deg": 0.0}
-"""Of a bone's pose in one shot: from where the search says it is, one linear least-squares step and no search of its own."""
+ONE_SHOT_POSE = {"spacings_mm": (2.0,), "extractions": 2, "iterations": 1, "search_mm": 0.0, "search_deg": 0.0}
+"""Of a bone in one shot: from where the search says it is, two linear least-squares steps and no search of its own."""
 
 
 ONE_SHOT_SOFT = (NewtonLevel(),)
@@ -85,7 +85,7 @@ def not_optimised(plan: Plan) -> Plan:
     parts = {
         "discrete": SEARCH,
         "guess": RefinePlan(),
-        "pose": plan.pose.model_copy(update=ONE_STEP),
+        "pose": plan.pose.model_copy(update=ONE_SHOT_POSE),
         "soft": plan.soft.model_copy(update={"levels": (), "begin": "guess", "agree_mm": 0.0, "newton": ONE_SHOT_SOFT}),
     }
     return out.model_copy(update=parts)
