@@ -71,8 +71,8 @@ def register(
     plan: a recipe's name, a TOML or JSON file, or a Plan; ``"default"``, or the weights' own, by default.
     weights: of a trained network, whose field is the warp; images are prepared as in its training.
     refine: whether the transform is optimised on these images; by default where there are no weights. Without it, in a plan
-        of exact bones, a search on the shipped network's features, two linear steps per bone and three of soft tissue decide, in
-        one shot; with weights their network's field does.
+        of exact bones, a search on the shipped network's features, two linear steps per bone and three of soft tissue decide,
+        in one shot; with weights their network's field does.
     initial: None for the automatic rigid start; "none" where the pair is aligned already; "centres" to begin from the
         centres of the fields of view; a rigid transform or its file.
     Raises InputError for input that cannot be registered, StartError where the rigid start failed.
