@@ -10,8 +10,9 @@ bones   no bones (the soft field of the penalty recipe without penalty), penalty
         same soft stage around three ways to move what lies between: a plain blend of displacements, a stationary
         log-Euclidean flow (Arsigny 2009, weights that do not move), co-moving weights (this package)
 margin  co-moving, with 0 to 3 voxels of tissue that move with a bone
-soft    the soft stage on mutual information, on MIND, on both (the weights of the default recipe, with the other one 0)
-stages  poses read off the wide search, after Gauss-Newton, and with the soft field
+soft    the soft stage on mutual information, on MIND, on both (the weights of the default recipe, with the other one 0);
+        without the mean with the search's field, with that field as the search leaves it, and linear steps without a descent
+stages  poses read off the wide search, after two steps as in one shot, after Gauss-Newton, and with the soft field
 search  what the wide search compares (nothing: no search; MIND; the shipped network's features; those, then MIND), each with
         poses and soft tissue then optimised on the images, and in one shot
 
@@ -154,7 +155,7 @@ def soft_weights(**weights: float) -> Exact:
 
 def poses_only(**pose: int) -> Exact:
     """Poses as in one shot, but for what is given, and no soft stage."""
-    plan = soft(levels=()).plan
+    plan = soft(levels=(), newton=()).plan
     return Exact(plan.model_copy(update={"pose": not_optimised(plan).pose.model_copy(update=pose)}))
 
 
@@ -197,12 +198,14 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "soft: mutual information": soft_weights(mind=0.0),
         "soft: MIND": soft_weights(mutual_information=0.0),
         "soft: without the search's field": soft(agree_mm=0.0),
+        "soft: the search's field as it is": soft(newton=()),
+        "soft: linear steps alone": soft(levels=(), begin="guess"),
         OURS: Exact(),
     },
     "stages": {
         "search + Procrustes": poses_only(iterations=0),
-        "+ one step": poses_only(),
-        "+ Gauss-Newton poses": soft(levels=()),
+        "+ two steps": poses_only(iterations=1),
+        "+ Gauss-Newton poses": soft(levels=(), newton=()),
         OURS: Exact(),
     },
     "search": {
@@ -212,7 +215,8 @@ GROUPS: dict[str, dict[str, Variant]] = {
         OURS: Exact(),
     },
 }
-"""Group -> variants by name; in ours the margin is 2 voxels, the search on MIND, and the soft stage has both terms."""
+"""Group -> variants by name; in ours the margin is 2 voxels, the search on the network's features, then MIND, and the soft
+stage has both terms."""
 
 
 def measured(variant: Variant, pair: Pair, known: Known) -> dict[str, str]:

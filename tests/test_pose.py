@@ -12,7 +12,7 @@ from osteomorph.errors import InputError
 from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
 from osteomorph.plan import PosePlan
-from osteomorph.pose import poses
+from osteomorph.pose import SYSTEMATIC_MM, poses
 from osteomorph.pose_features import Side, about, centroid, described, jacobian, patch, slopes, taken
 from osteomorph.procrustes import procrustes
 from osteomorph.transforms import Displacement, Rigid
@@ -108,7 +108,7 @@ def test_covariance_is_in_the_fixed_frame_whichever_labels_say_where_bone_is(fra
     turned = motion([0.0, 0.0, 90.0], [0.0, 0.0, 0.0])
     case = made(VIEWS["RAS"], VIEWS["LPS"], turned, body=rod)
     variances = poses(case, {1: turned}, QUICK, [1], frame)[1].covariance.diagonal()[:3]
-    assert variances[0] > 1.5 * variances[1]
+    assert variances[0] > 1.15 * variances[1]  # swapped in the other frame
 
 
 def test_inverted_contrast_gives_the_same_pose():
@@ -179,7 +179,7 @@ def test_taken_reads_the_points():
 def spread(noise: float, size: float) -> tuple[float, float]:
     case = made(VIEWS["RAS"], VIEWS["LPS"], TRUTH, noise=noise, size=size)
     found = poses(case, {1: TRUTH}, QUICK, [1], "fixed")[1]
-    return found.rotation_sd_deg, found.shift_sd_mm
+    return found.rotation_sd_deg, float(np.sqrt(found.shift_sd_mm**2 - SYSTEMATIC_MM**2))
 
 
 def test_covariance_grows_with_noise_and_with_a_smaller_bone():

@@ -42,8 +42,12 @@ BLOCK_MM = 8.0
 
 INFLATION = 4.0
 """Of the covariance: what features share in error beyond a cube. Chosen on six vertebrae of simulated pairs, where the median
-of e^T C^-1 e / 6 then is that of six degrees of freedom, 0.9. A chemical shift of marrow fat is not in it: it moves what is
-seen of a bone by the same 0.1 to 0.5 mm everywhere, which no pair of images tells."""
+of e^T C^-1 e / 6 then is that of six degrees of freedom, 0.9."""
+
+SYSTEMATIC_MM = 0.18
+"""Standard deviation, per shift and per rotation at a bone's points, of what no pair of images tells: a chemical shift of
+marrow fat moves what is seen of a bone by the same 0.1 to 0.5 mm everywhere, edges of CT and MR differ. Chosen on 48 bones of
+simulated lumbar spines, pelves and knees at 1 to 2 mm (``benchmarks/sureness.py``)."""
 
 WEAKEST = 1e-4
 """Eigenvalues of the information, points' motion per mm, are kept above this share of the largest."""
@@ -352,7 +356,8 @@ def _loss(difference: Float[Tensor, "c n"], seen: Tensor) -> float:
 
 
 def _covariance(here: Patch, other: Side, pose: Rigid) -> np.ndarray:
-    """A^-1 B A^-1 times INFLATION: A the information that both images agree on, B what the gradient varies by.
+    """A^-1 B A^-1 times INFLATION, and SYSTEMATIC_MM squared: A the information that both images agree on, B what the gradient
+    varies by.
 
     A is the product of one image's Jacobian and the other's: noise in either, which raises J^T J though it tells nothing
     about a motion, is not in it on average. The other's rotations are finite differences with the image described anew: a
@@ -383,7 +388,8 @@ def _covariance(here: Patch, other: Side, pose: Rigid) -> np.ndarray:
     sums = torch.zeros(6, int(block.max()) + 1, dtype=torch.float64).index_add_(1, block, gradient)
     values, vectors = np.linalg.eigh((cross + cross.T) / 2)
     inverse = vectors / np.maximum(values, WEAKEST * largest) @ vectors.T
-    return INFLATION * inverse @ (sums @ sums.T).numpy() @ inverse * np.outer(unit, unit)
+    noise = INFLATION * inverse @ (sums @ sums.T).numpy() @ inverse
+    return (noise + SYSTEMATIC_MM**2 * np.eye(6)) * np.outer(unit, unit)
 
 
 def _orthonormal(matrix: np.ndarray) -> np.ndarray:
