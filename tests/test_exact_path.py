@@ -8,6 +8,7 @@ from test_exact_bones import PLAN, scene  # noqa: F401
 from osteomorph.clock import Clock
 from osteomorph.exact_bones import relative_field
 from osteomorph.exact_path import Options, exact_path
+from osteomorph.plan import NewtonLevel
 from osteomorph.pose import BonePose
 from osteomorph.prepare import prepare
 from osteomorph.registration import register
@@ -31,6 +32,26 @@ def test_register_is_this_path(scene):  # noqa: F811
     case = scene[0]
     found = register(case.fixed, case.moving, moving_labels=case.moving_labels, plan=PLAN, bones="moving", threads=1)
     torch.testing.assert_close(found.warp.vectors, path(scene, plan=PLAN).warp.vectors, rtol=0, atol=0)
+
+
+def test_samples_for_files_are_made_when_asked_for(scene, monkeypatch):  # noqa: F811
+    asked = []
+
+    def counted(base, start, grid):
+        asked.append(grid.shape)
+        return relative_field(base, start, grid)
+
+    monkeypatch.setattr("osteomorph.exact_path.relative_field", counted)
+    _, poses, truth = scene
+    given = Options(dense=truth, poses=true_poses(poses), between=counted)
+    soft = PLAN.soft.model_copy(update={"levels": (), "newton": (NewtonLevel(spacing_mm=4.0),)})
+    coarse = PLAN.model_copy(update={"soft": soft})
+    one_shot = path(scene, given, coarse)
+    whole = one_shot.onto.shape
+    assert whole not in asked
+    before = len(asked)
+    _ = one_shot.warp, one_shot.warp
+    assert asked[before:] == [whole]
 
 
 def test_what_is_given_is_taken(scene, monkeypatch):  # noqa: F811

@@ -1,6 +1,8 @@
 """Items dealt out to threads, and memory that is kept between stages."""
 
+import ctypes
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,11 +34,16 @@ def test_a_failure_comes_out_and_threads_are_as_before():
         assert torch.get_num_threads() == 2
 
 
-def test_memory_is_trimmed_only_once_it_is_kept(monkeypatch):
+@pytest.mark.parametrize("free", [allocation.HELD_BYTES - 1, allocation.HELD_BYTES])
+def test_memory_is_trimmed_only_once_it_is_kept_and_much(monkeypatch, free):
     asked = []
 
     def libc(name):
-        return lambda *given: asked.append((name, *given)) or 1
+        def call(*given):
+            asked.append(name)
+            return SimpleNamespace(fordblks=free) if name == "mallinfo2" else 1
+
+        return call
 
     monkeypatch.setattr(allocation, "_from_libc", libc)
     monkeypatch.setattr(allocation, "_kept", False)
@@ -44,7 +51,16 @@ def test_memory_is_trimmed_only_once_it_is_kept(monkeypatch):
     assert asked == []
     allocation.keep_freed_memory()
     allocation.give_back_freed_memory()
-    assert [name for name, *_ in asked] == ["mallopt", "mallopt", "malloc_trim"]
+    trimmed = ["malloc_trim"] if free >= allocation.HELD_BYTES else []
+    assert asked == ["mallopt", "mallopt", "mallinfo2", *trimmed]
+
+
+@pytest.mark.skipif(allocation._from_libc("mallinfo2") is None, reason="not glibc 2.33 or later")
+def test_freed_memory_is_told_in_bytes():
+    blocks = [ctypes.create_string_buffer(50_000) for _ in range(400)]
+    before = allocation._free_bytes()
+    del blocks[::2]
+    assert allocation._free_bytes() > before + 5_000_000
 
 
 def test_without_glibc_nothing_happens(monkeypatch):
