@@ -348,7 +348,7 @@ def test_doubts_about_bones_are_said_in_words():
     exact.__dict__.update(poses=bones, certificate=certificate, base=SimpleNamespace(bodies=bodies), gaps={})
     said = warnings_of(exact, {1: "L1", 2: "L2"})
     assert len(said) == 4
-    assert "bone L1: it may be off by 2.3 degrees and 1.5 mm" in said[0]
+    assert "bone L1 (2.3 degrees, 1.5 mm): in brackets one standard deviation. Look at it before" in said[0]
     assert "9 mm3 is not rigid: L1." in said[1]
     assert said[2].startswith("12 % of what was found of bone L2 lies too near to other bones")
     assert "L1 and L2 run into each other by 0.7 mm" in said[3]
@@ -357,7 +357,10 @@ def test_doubts_about_bones_are_said_in_words():
     assert warnings_of(exact, {}) == []
     wild = BonePose(1, Rigid.identity(), Rigid.identity(), np.diag([9.0] * 3 + [300.0**2] * 3), False, 0.1)
     exact.__dict__.update(poses={1: wild})
-    assert "it may be off by more than 10 degrees and more than 10 mm" in warnings_of(exact, {})[0]
+    assert "bone 1 (> 10 degrees, > 10 mm)" in warnings_of(exact, {})[0]
+    exact.__dict__.update(poses={1: wild, 2: replace(bones[1], label=2)})
+    (both,) = warnings_of(exact, {2: "L2"})
+    assert "bones 1 (> 10 degrees, > 10 mm), L2 (2.3 degrees, 1.5 mm): " in both
 
 
 def test_bones_that_follow_their_surroundings_are_named_in_one_line():

@@ -309,14 +309,18 @@ def besides_bones(dense: Transform, base: Polyrigid, prepared: Case) -> Displace
 def warnings_of(exact: ExactBones, names: Mapping[int, str]) -> list[str]:
     """Reasons to look twice at the bones."""
     out: list[str] = []
+    unsure: list[str] = []
     following: list[str] = []
     for label, bone in exact.poses.items():
         name = names.get(label, str(label))
         if not bone.determined and np.isfinite(bone.covariance).all():
-            off = f"{_told(bone.rotation_sd_deg, 'degrees')} and {_told(bone.shift_sd_mm, 'mm')} (one standard deviation)"
-            out.append(f"The images do not tell the pose of bone {name}: it may be off by {off}. Look at it before you use it.")
+            unsure.append(f"{name} ({_told(bone.rotation_sd_deg, 'degrees')}, {_told(bone.shift_sd_mm, 'mm')})")
         elif not bone.determined:
             following.append(name)
+    if unsure:
+        bones, them = ("bone", "it") if len(unsure) == 1 else ("bones", "them")
+        told = f"The images do not tell the pose of {bones} {', '.join(unsure)}: in brackets one standard deviation."
+        out.append(f"{told} Look at {them} before you use {them}.")
     if following:
         bones, they = ("bone", "it follows its") if len(following) == 1 else ("bones", "they follow their")
         which = ", ".join(following)
@@ -342,7 +346,7 @@ def warnings_of(exact: ExactBones, names: Mapping[int, str]) -> list[str]:
 
 def _told(value: float, unit: str) -> str:
     """A standard deviation holds near a pose; a large one says only that it is large."""
-    return f"more than {MOST_TOLD:g} {unit}" if value > MOST_TOLD else f"{value:.2g} {unit}"
+    return f"> {MOST_TOLD:g} {unit}" if value > MOST_TOLD else f"{value:.2g} {unit}"
 
 
 def certificate_json(exact: ExactBones, metrics: Mapping[str, Any], residual_mm: Mapping[int, float]) -> dict[str, Any]:
