@@ -218,18 +218,19 @@ def summary(name: str, rows: Sequence[Count]) -> Count:
     )  # fmt: skip
 
 
-SURE = (0.0, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.01)
-RIGHT = 0.8
+SURE = (0.0, 0.25, 0.5, 0.75, 0.9, 0.97, 1.01)
+RIGHT = 0.6
 
 
 def reliability(rows: Sequence[Count]) -> str:
     """How right found bones are, by the confidence that is said of them."""
-    lines = ["| confidence | found bones | Dice | of them Dice of .8 or more |", "|---|---|---|---|"]
+    lines = ["| confidence | found bones | Dice | said, mean | of them Dice of .6 or more |", "|---|---|---|---|---|"]
     for low, high in pairwise(SURE):
-        dice = np.array([d for row in rows for c, d in row.sureness if low <= c < high])
-        if len(dice):
-            right = (dice >= RIGHT).mean()
-            lines.append(f"| {low:.2f} to {min(high, 1):.2f} | {len(dice)} | {dice.mean():.3f} | {right:.0%} |")
+        some = np.array([pair for row in rows for pair in row.sureness if low <= pair[0] < high])
+        if len(some):
+            said, dice = some.mean(0)
+            right = (some[:, 1] >= RIGHT).mean()
+            lines.append(f"| {low:.2f} to {min(high, 1):.2f} | {len(some)} | {dice:.3f} | {said:.0%} | {right:.0%} |")
     return "\n".join(lines)
 
 

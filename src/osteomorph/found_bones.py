@@ -30,6 +30,10 @@ HALO = 24
 LEAST_BLOCK = 16
 """Voxels along a side; a multiple of 8."""
 
+HALF_SURE, SURENESS = 0.85, 0.02
+"""Of a bone in an MR: mean probability times share of votes at which one in two overlaps a true bone with a Dice of .6 or more,
+and by how much more e in e + 1 do. Chosen on 18 drawn patients (docs/training.md)."""
+
 LOGIT = 8.0
 """Logits are cut off here before they are interpolated."""
 
@@ -39,7 +43,9 @@ LOGIT = 8.0
 class FoundBones:
     """labels: on the image's grid; 1 is the most cranial bone, named as far as names can be told (`bone_names`).
 
-    confidence: of every id, in [0, 1]. kinds: of every id, what it most likely is and how likely that is.
+    confidence: of every id, in [0, 1]: in an MR how likely it overlaps a true bone with a Dice of .6 or more; in a CT, where
+        nearly all do, the mean probability of its voxels times the share of them that voted for it. kinds: of every id, what it
+        most likely is and how likely that is.
     """
 
     labels: Labels
@@ -62,7 +68,7 @@ def find_bones(image: Image, network: BoneNetwork | None = None, settings: Insta
     strides = (1, chosen.context_stride)
     answer, context = (part[0] for part in in_blocks(lambda part: chosen.bones_in_context(part, ct), prepared, strides))
     numbers, sure = instances(torch.sigmoid(answer[0]).numpy(), answer[1:].numpy(), SPACING_MM, settings)
-    numbers, confidence = _from_the_top(numbers, sure)
+    numbers, confidence = _from_the_top(numbers, sure if bool(ct) else {k: _calibrated(value) for k, value in sure.items()})
     kinds = kinds_of(chosen, context, numbers)
     names = bone_names(numbers, kinds, SPACING_MM)
     logit = Image(lattice.back(answer[:1].clamp(-LOGIT, LOGIT)), lattice.own)
@@ -166,6 +172,10 @@ def _blocks(shape: tuple[int, ...]) -> list[tuple[Slices, Slices]]:
         outer = tuple(slice(max(0, i.start - HALO), min(n, i.stop + HALO)) for i, n in zip(inner, shape, strict=True))
         out.append((outer, inner))
     return out
+
+
+def _calibrated(value: float) -> float:
+    return float(1 / (1 + np.exp((HALF_SURE - value) / SURENESS)))
 
 
 # -- numbers ------------------------------------------------------------------------------------------
