@@ -34,14 +34,21 @@ def test_a_failure_comes_out_and_threads_are_as_before():
         assert torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize("free", [allocation.HELD_BYTES - 1, allocation.HELD_BYTES])
-def test_memory_is_trimmed_only_once_it_is_kept_and_much(monkeypatch, free):
+@pytest.mark.parametrize(
+    ("free", "used", "much"),
+    [
+        (allocation.HELD_BYTES - 1, allocation.USED_BYTES - 1, False),
+        (allocation.HELD_BYTES, 0, True),
+        (0, allocation.USED_BYTES, True),
+    ],
+)
+def test_memory_is_trimmed_only_once_it_is_kept_and_much(monkeypatch, free, used, much):
     asked = []
 
     def libc(name):
         def call(*given):
             asked.append(name)
-            return SimpleNamespace(fordblks=free) if name == "mallinfo2" else 1
+            return SimpleNamespace(fordblks=free, uordblks=used - used // 3, hblkhd=used // 3) if name == "mallinfo2" else 1
 
         return call
 
@@ -51,16 +58,19 @@ def test_memory_is_trimmed_only_once_it_is_kept_and_much(monkeypatch, free):
     assert asked == []
     allocation.keep_freed_memory()
     allocation.give_back_freed_memory()
-    trimmed = ["malloc_trim"] if free >= allocation.HELD_BYTES else []
+    trimmed = ["malloc_trim"] if much else []
     assert asked == ["mallopt", "mallopt", "mallinfo2", *trimmed]
 
 
 @pytest.mark.skipif(allocation._from_libc("mallinfo2") is None, reason="not glibc 2.33 or later")
 def test_freed_memory_is_told_in_bytes():
     blocks = [ctypes.create_string_buffer(50_000) for _ in range(400)]
-    before = allocation._free_bytes()
+    used, free = allocation._used_and_free_bytes()
+    assert used > 20_000_000
     del blocks[::2]
-    assert allocation._free_bytes() > before + 5_000_000
+    after_used, after_free = allocation._used_and_free_bytes()
+    assert after_used < used - 5_000_000
+    assert after_free > free + 5_000_000
 
 
 def test_without_glibc_nothing_happens(monkeypatch):

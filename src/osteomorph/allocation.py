@@ -16,13 +16,23 @@ LARGEST_BYTES = 1 << 28
 HELD_BYTES = 3 << 28
 """Freed memory from which on what was kept goes back between stages: fetching it again took a twentieth of a registration."""
 
+USED_BYTES = 2 << 30
+"""Memory in use from which on it goes back in any case."""
+
 _kept = False
 
 
 class _Usage(ctypes.Structure):
-    """glibc's ``struct mallinfo2``; fordblks are the bytes that are free in its heaps."""
+    """glibc's ``struct mallinfo2``; bytes in blocks of their own, in use in its heaps, and free there."""
 
-    _fields_ = (("before", ctypes.c_size_t * 8), ("fordblks", ctypes.c_size_t), ("keepcost", ctypes.c_size_t))
+    _fields_ = (
+        ("before", ctypes.c_size_t * 4),
+        ("hblkhd", ctypes.c_size_t),
+        ("between", ctypes.c_size_t * 2),
+        ("uordblks", ctypes.c_size_t),
+        ("fordblks", ctypes.c_size_t),
+        ("keepcost", ctypes.c_size_t),
+    )
 
 
 def keep_freed_memory() -> None:
@@ -35,19 +45,24 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """What was kept goes back where it is much, so that holes between blocks in use do not add up from stage to stage."""
+    """What was kept goes back where it or what is in use is much, so that holes between blocks do not add up from stage to
+    stage."""
     trim = _from_libc("malloc_trim") if _kept else None
-    if trim is not None and _free_bytes() >= HELD_BYTES:
+    if trim is None:
+        return
+    used, free = _used_and_free_bytes()
+    if free >= HELD_BYTES or used >= USED_BYTES:
         trim(0)
 
 
-def _free_bytes() -> float:
-    """Freed memory that was kept; infinite where the C library does not tell."""
+def _used_and_free_bytes() -> tuple[float, float]:
+    """Memory in use, and freed memory that was kept; infinite where the C library does not tell."""
     usage: Any = _from_libc("mallinfo2")
     if usage is None:
-        return float("inf")
+        return float("inf"), float("inf")
     usage.restype = _Usage
-    return float(usage().fordblks)
+    told = usage()
+    return float(told.hblkhd + told.uordblks), float(told.fordblks)
 
 
 def _from_libc(name: str) -> Callable[..., Any] | None:

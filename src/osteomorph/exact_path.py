@@ -59,18 +59,17 @@ class Options:
 @final
 @dataclass(frozen=True, eq=False)
 class ExactPath:
-    """dense: the guess, fixed mm -> moving mm. exact: bones and psi. onto: grid of what files hold. motion: makes the bones'
-    motion before the rigid start, there and around."""
+    """dense: the guess, fixed mm -> moving mm. exact: bones and psi. onto: grid of what files hold. sampled: makes ``warp``."""
 
     dense: Transform = attribute(repr=False)
     exact: ExactBones
     onto: Grid = attribute(repr=False)
-    motion: Callable[[], Displacement] = attribute(repr=False)
+    sampled: Callable[[], Displacement] = attribute(repr=False)
 
     @cached_property
     def warp(self) -> Displacement:
         """The whole transform before the rigid start, sampled for files."""
-        return stored_field(self.exact.flow, self.motion(), self.onto)
+        return self.sampled()
 
 
 def exact_path(
@@ -131,4 +130,7 @@ def exact_path(
             soft = soft.model_copy(update={"agree_mm": 0.0})
         psi, history = soft_around(prepared, base, field, start, dense, soft, plan.seed, clock.told("soft"), uneven)
     exact = ExactBones(found, base, psi, history, gaps)
-    return ExactPath(dense, exact, onto, partial(sampled, base) if written is None else lambda: written)
+    if written is None:
+        return ExactPath(dense, exact, onto, lambda: stored_field(exact.flow, sampled(base), onto))
+    warp = stored_field(exact.flow, written, onto)  # now, since motion takes as much memory as it does
+    return ExactPath(dense, exact, onto, lambda: warp)
