@@ -117,11 +117,11 @@ def exact_path(
         exactly = chosen.between is relative_field
         base, gaps, written = unfolded(build, sampled) if exactly else (build(), dict[tuple[int, int], float](), None)
         seen = seen_grid(prepared.fixed.grid, plan.soft)
-        if written is not None and (onto.isclose(seen) or not plan.soft.levels):  # a descent wants it at its own voxels
-            field = written
-        else:
-            field = chosen.between(base, start, seen)
-            written = field if onto.isclose(seen) else written
+        if plan.soft.levels and not onto.isclose(seen):  # a descent wants it at its own voxels; both at once take much memory
+            written = None
+        field = chosen.between(base, start, seen) if written is None else written
+        if onto.isclose(seen):
+            written = field
     with clock("soft"):
         if prepared.fixed_mask is None:
             prepared = replace(prepared, fixed_mask=foreground(prepared.fixed))
