@@ -6,6 +6,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from osteomorph import found_bones
+from osteomorph.bone_instances import instances
 from osteomorph.bone_network import BoneNetwork
 from osteomorph.found_bones import features_of, find_bones, in_blocks
 from osteomorph.geometry import Grid, sample
@@ -113,3 +114,19 @@ def test_blocks_answer_as_the_whole(monkeypatch, stride) -> None:
     # bfloat16 rounds alike; the features see a little farther than blocks overlap
     assert (parts - whole).abs().median() < 1e-4
     assert torch.quantile((parts - whole).abs(), 0.999) < 0.05
+
+
+@pytest.mark.parametrize("modality", ["ct", "mr"])
+def test_confidence_is_calibrated_in_an_mr_and_left_alone_in_a_ct(pair, monkeypatch, modality) -> None:
+    given = {}
+
+    def noted(*parts):
+        numbers, sure = instances(*parts)
+        given.update(sure)
+        return numbers, sure
+
+    monkeypatch.setattr(found_bones, "instances", noted)
+    said = sorted(find_bones(pair.case.moving if modality == "ct" else pair.case.fixed).confidence.values())
+    raw = np.array(sorted(given.values()))
+    assert len(said) == len(raw) > 0
+    assert np.allclose(said, raw if modality == "ct" else 1 / (1 + np.exp((0.85 - raw) / 0.02)))

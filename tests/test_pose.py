@@ -190,6 +190,14 @@ def test_covariance_grows_with_noise_and_with_a_smaller_bone():
     assert spread(0.02, 0.6)[0] > 1.3 * turn
 
 
+def test_no_pose_is_surer_than_what_no_pair_of_images_tells():
+    case = made(VIEWS["RAS"], VIEWS["RAS"], Rigid.identity(), noise=0.0)
+    found = poses(case, {1: Rigid.identity()}, QUICK, [1], "fixed")[1]
+    assert found.determined
+    assert np.linalg.eigvalsh(found.covariance[3:, 3:])[0] >= SYSTEMATIC_MM**2 * (1 - 1e-6)
+    assert np.linalg.eigvalsh(found.covariance[:3, :3])[0] > 0
+
+
 def test_rotation_of_a_ball_is_not_determined():
     case = made(VIEWS["RAS"], VIEWS["LPS"], motion([0, 0, 0], SHIFT), body=ball)
     found = poses(case, {1: Rigid.identity()}, QUICK, [1], "fixed")[1]

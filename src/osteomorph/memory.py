@@ -19,7 +19,7 @@ def estimate_bytes(fixed: Grid, moving: Grid, plan: Plan) -> int:
     target, other = (canonical_grid(grid, settings) for grid in (fixed, moving))
     if plan.bones == "exact":
         given = 6 * (fixed.voxels + moving.voxels)  # images, and labels in two bytes
-        registering = (345 if plan.soft.levels else 170) * target.voxels
+        registering = (358 if plan.soft.levels else 170) * target.voxels
         stored = [min(grid.voxels, 2 * even.voxels) for grid, even in ((fixed, target), (moving, other))]
         writing = 40 * target.voxels + 12 * stored[0] + 40 * stored[1] + 10 * fixed.voxels + 4 * moving.voxels
         return int(BASE_BYTES + given + max(registering, writing))
