@@ -32,3 +32,12 @@ def test_a_map_of_some_ids_drops_the_others_and_one_of_all_is_the_same():
     assert found.only([2, 9, 40]).ids() == [2, 9]
     assert found.ids() == [1, 2, 9]
     assert found.only([1, 2, 9, 40]) is found
+
+
+def test_centres_of_a_label_are_those_of_its_voxels_in_the_order_of_the_array(grid):
+    data = torch.zeros(1, *grid.shape, dtype=torch.int16)
+    data[0, 1:4, 2:5, 1:3] = 3
+    data[0, 2, 3, 1] = 8
+    found = Labels(data, grid)
+    for label in (3, 8):
+        assert torch.allclose(found.centres_mm(label), grid.world((data[0] == label).nonzero().T.double()), atol=1e-9)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from osteomorph import allocation
-from osteomorph.threads import spread, threads
+from osteomorph.threads import beside, spread, threads
 
 
 @pytest.mark.parametrize("wanted", [1, 2])
@@ -32,6 +32,20 @@ def test_a_failure_comes_out_and_threads_are_as_before():
         with pytest.raises(ZeroDivisionError):
             list(spread(lambda n: 1 // n, [1, 0, 2]))
         assert torch.get_num_threads() == 2
+
+
+def test_work_goes_on_beside_what_comes_next_on_one_thread():
+    with threads(2):
+        go_on = threading.Event()
+        made = beside(lambda: (go_on.wait(10), torch.get_num_threads(), threading.current_thread().name))
+        assert torch.get_num_threads() == 2
+        assert not made.done()
+        go_on.set()
+        told, count, name = made.result()
+        assert (told, count) == (True, 1)
+        assert name != threading.current_thread().name
+        with pytest.raises(ZeroDivisionError):
+            beside(lambda: 1 // 0).result()
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from osteomorph.plan import DiscretePlan, PreparePlan, RefinePlan
 from osteomorph.prepare import canonical_grid, prepare
 from osteomorph.recipes import default, not_optimised, one_shot
 from osteomorph.registration import register
+from osteomorph.threads import threads
 from osteomorph.transforms import Rigid
-from osteomorph.unlabelled import bones_found, in_view, with_found_bones
+from osteomorph.unlabelled import bones_found, in_view, looked_ahead, with_found_bones
 
 
 def as_ct(image: Image) -> Image:
@@ -54,6 +55,24 @@ def test_bones_are_taken_from_the_ct_alone(unlabelled_pair, monkeypatch):
     swapped = bones_found(Case(case.moving, case.fixed), Rigid.identity())
     assert swapped.side == "fixed"
     assert with_found_bones(Case(case.moving, case.fixed), swapped).fixed_labels.ids() == labels.ids()
+
+
+def test_the_only_ct_is_looked_at_ahead_of_the_start_unless_that_should_say_where(unlabelled_pair, monkeypatch):
+    case, labels, *_ = unlabelled_pair
+    asked = []
+    monkeypatch.setattr(unlabelled, "find_bones", detector(0.9, [labels], asked))
+    with threads(2):
+        assert looked_ahead(case) is None  # three times the fixed image's field of view
+        monkeypatch.setattr(unlabelled, "MUCH_LARGER", 4.0)
+        ahead = looked_ahead(case)
+        assert ahead is not None
+        found = bones_found(case, Rigid.identity(), ahead=ahead)
+        assert (found.side, found.confidence) == ("moving", dict.fromkeys(labels.ids(), 0.9))
+        assert asked == [case.moving]  # once
+        assert looked_ahead(Case(case.fixed, Image(case.moving.data.abs(), case.moving.grid))) is None
+        assert looked_ahead(Case(case.moving, case.moving)) is None
+    with threads(1):
+        assert looked_ahead(case) is None
 
 
 def test_the_other_image_is_asked_where_the_ct_shows_none(unlabelled_pair, monkeypatch):

@@ -75,7 +75,7 @@ def bones_under(
     exact: what made the transform; its bones are held against their own poses.
     """
     found = []
-    boxes = labels.boxes()
+    boxes = labels.boxes
     for label in ids:
         if label not in boxes:
             continue

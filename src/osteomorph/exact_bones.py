@@ -186,7 +186,7 @@ def refined_poses(
         ids = [label for label in first if sides[label] == side]
         if not ids or labels is None:
             continue
-        points = {k: thinned(labels.grid.world((labels.data[0] == k).nonzero().T.double())) for k in ids}
+        points = {k: thinned(labels.centres_mm(k)) for k in ids}
         start = {label: first[label] for label in ids}
         instead = partial(other_starts, points=points, frame=side) if plan.pose.iterations > 1 else None
         here = poses(prepared, start, plan.pose, ids, side, progress, instead)

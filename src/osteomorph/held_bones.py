@@ -53,7 +53,7 @@ def held(labels: Labels, base: Polyrigid, spacing_mm: float) -> Labels:
     """Labels on the fixed grid, less the voxels that bones gave away."""
     offsets = _beside(labels.grid, spacing_mm)
     data = labels.data[0].clone()
-    boxes = labels.boxes()
+    boxes = labels.boxes
     for body in base.bodies:
         if body.given_mm3 is None or body.label not in boxes:
             continue

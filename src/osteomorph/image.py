@@ -7,7 +7,7 @@ from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from scipy import ndimage
 from torch import Tensor
 
@@ -86,10 +86,17 @@ class Labels:
             seen |= torch.bincount(plane.flatten(), minlength=most + 1).cpu() > 0
         return tuple(int(v) for v in seen.nonzero()[:, 0] if v != 0)
 
+    @cached_property
     def boxes(self) -> dict[int, Part]:
         """Label -> the box that holds all its voxels."""
         found = ndimage.find_objects(self.data[0].cpu().numpy())
         return {label: box for label, box in enumerate(found, 1) if box is not None}
+
+    def centres_mm(self, label: int) -> Float64[Tensor, "3 n"]:
+        """World coordinates of a label's voxel centres, in the order of the array."""
+        part = self.boxes[label]
+        first = torch.tensor([[edge.start] for edge in part])
+        return self.grid.world(((self.data[0][part] == label).nonzero().T + first).double())
 
     def name(self, label: int) -> str:
         return self.names.get(label, str(label))

@@ -37,7 +37,7 @@ from osteomorph.start_bones import LOST, elsewhere, images_or_bones
 from osteomorph.stored_fields import stored_grid
 from osteomorph.threads import threads as limited
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
-from osteomorph.unlabelled import bones_found, in_view, with_found_bones
+from osteomorph.unlabelled import bones_found, in_view, looked_ahead, with_found_bones
 from osteomorph.wide_guess import wide_field
 
 
@@ -96,10 +96,11 @@ def register(
             unlabelled = case.fixed_labels is None and case.moving_labels is None
         found_in = None
         case, ids = with_bones(case, bone_labels, bones)
+        look = unlabelled and chosen.bones == "exact" and bones == "auto" and bone_labels is None
+        ahead = looked_ahead(case) if look else None
         with clock("prepare"):
             prepared = prepare(only_bones(case, ids), chosen.prepare)
         with clock("rigid start"):
-            look = unlabelled and chosen.bones == "exact" and bones == "auto" and bone_labels is None
             start, told = _start(case, prepared, chosen, initial, given, look)
             notes += told
         there = prepared.moving.grid.moved(start.rigid.inverse().matrix)
@@ -109,7 +110,7 @@ def register(
             )
         if look:
             with clock("find bones"):
-                found_in = bones_found(case, start.rigid)
+                found_in = bones_found(case, start.rigid, ahead=ahead)
                 shown = in_view(found_in, case, start.rigid)
                 if shown:
                     notes = (*notes, *found_in.notes)

@@ -1,6 +1,7 @@
 """Images and labels on another grid: through a transform, or along their own axes."""
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
 from typing import Literal, overload
 from weakref import WeakKeyDictionary
 
@@ -59,24 +60,35 @@ def _by_slab(moving: Image | Labels, transform: Transform, onto: Grid, how: Inte
 
 
 def _bspline(moving: Image, transform: Transform, onto: Grid, fill: float) -> Float[Tensor, "c i j k"]:
-    coefficients = [ndimage.spline_filter(c.numpy(), order=3, output=np.float32, mode="mirror") for c in moving.data]
+    order = _as_axes_of(onto, moving.grid)  # points that follow one another then look at neighbours in memory
+    coefficients = [
+        ndimage.spline_filter(np.ascontiguousarray(c.numpy().transpose(order)), order=3, output=np.float32, mode="mirror")
+        for c in moving.data
+    ]
     out = torch.empty(len(coefficients), *onto.shape, dtype=moving.data.dtype)
 
     def fill_slab(slab: tuple[slice, Grid]) -> None:
         planes, part = slab
-        points = transform.carried(part)
-        index = moving.grid.index(points)
+        index = moving.grid.index(transform.carried(part))
         inside = moving.grid.holds(index)
-        shown = index[:, inside].numpy()
+        whole = bool(inside.all())
+        shown = (index if whole else index[:, inside])[list(order)].numpy()
         for c, coefficient in enumerate(coefficients):
-            values = torch.full((points.shape[1],), fill, dtype=out.dtype)
             found = ndimage.map_coordinates(coefficient, shown, order=3, mode="mirror", prefilter=False, output=np.float32)
-            values[inside] = torch.as_tensor(found, dtype=out.dtype)
+            values = torch.from_numpy(found).to(out.dtype)
+            if not whole:
+                values = torch.full((index.shape[1],), fill, dtype=out.dtype).masked_scatter_(inside, values)
             out[c, planes] = values.unflatten(-1, part.shape)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(fill_slab, onto.slabs()))
     return out
+
+
+def _as_axes_of(first: Grid, second: Grid) -> tuple[int, ...]:
+    """The second grid's array axes in the order in which they run along the first one's, as far as they do."""
+    along = np.abs(first.direction.T @ second.direction)
+    return max(permutations(range(3)), key=lambda order: along[range(3), list(order)].sum())
 
 
 def coarser(image: Image, spacing_mm: float) -> Image:

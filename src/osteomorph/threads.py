@@ -1,7 +1,7 @@
 """How many CPU threads torch takes, for the length of a block."""
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -42,3 +42,20 @@ def spread(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made
             yield from pool.map(work, given)
     finally:
         torch.set_num_threads(before)  # a thread's number is what later threads begin with
+
+
+def beside(work: Callable[[], Made]) -> Future[Made]:
+    """What work returns, or raises, once it is asked for; until then it goes on beside what comes next, on one thread."""
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(1)
+    try:
+        pool.submit(_alone).result()
+        return pool.submit(work)
+    finally:
+        torch.set_num_threads(before)
+        pool.shutdown(wait=False)
+
+
+def _alone() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # or the thread would still begin with what another one sets meanwhile

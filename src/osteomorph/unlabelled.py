@@ -1,5 +1,6 @@
 """Bones where nobody labelled any: found by the shipped network in the image that shows them best."""
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Literal, final
 
@@ -12,10 +13,14 @@ from osteomorph.case import Case
 from osteomorph.found_bones import FoundBones, find_bones
 from osteomorph.image import Image, Labels, Part
 from osteomorph.prepare import near
+from osteomorph.threads import beside
 from osteomorph.transforms import Rigid
 
 AROUND_MM = 10.0
 """What a bone may move besides the rigid start, for whether it comes into view."""
+
+MUCH_LARGER = 2.0
+"""Times the other image's field of view, from which on one is looked at where the rigid start says, not as a whole."""
 
 LEAST_CONFIDENCE = 0.5
 """Of a bone that is held rigid; what is found with less stays soft, and is named."""
@@ -71,11 +76,31 @@ class FoundIn:
         return (f"Levels from {told[0][1]} to {told[-1][1]} count up from the sacrum: five lumbar vertebrae are assumed.",)
 
 
-def bones_found(case: Case, start: Rigid, network: BoneNetwork | None = None) -> FoundIn:
+Ahead = Future[FoundBones]
+
+
+def looked_ahead(case: Case, network: BoneNetwork | None = None) -> Ahead | None:
+    """Bones of the only CT, begun on a thread of their own while the rigid start is still looked for.
+
+    None where there is no thread for that, where not exactly one image is a CT, or where it shows so much more than the other
+    image that the start should say where to look.
+    """
+    if torch.get_num_threads() < 2:
+        return None
+    ct = [image for image in (case.moving, case.fixed) if is_ct(image.data)]
+    if len(ct) != 1:
+        return None
+    other = case.fixed if ct[0] is case.moving else case.moving
+    if np.prod(ct[0].grid.size_mm) > MUCH_LARGER * np.prod(other.grid.size_mm):
+        return None
+    return beside(lambda: find_bones(ct[0], network))
+
+
+def bones_found(case: Case, start: Rigid, network: BoneNetwork | None = None, ahead: Ahead | None = None) -> FoundIn:
     """In the CT where exactly one image is one and bones are found in it; else in the image whose sure bones are larger.
 
     One image is enough: the other's bones follow from the transform. start: fixed mm -> moving mm; what lies far from all that
-    the other image shows is not looked at.
+    the other image shows is not looked at. ahead: from `looked_ahead`.
     """
     sides: list[Literal["fixed", "moving"]] = ["moving", "fixed"]
     images = {"fixed": case.fixed, "moving": case.moving}
@@ -85,7 +110,7 @@ def bones_found(case: Case, start: Rigid, network: BoneNetwork | None = None) ->
     }
     ct = [side for side in sides if is_ct(images[side].data)]
     if len(ct) == 1:
-        first = FoundIn(ct[0], _found(images[ct[0]], parts[ct[0]], network))
+        first = FoundIn(ct[0], _found(images[ct[0]], parts[ct[0]], network) if ahead is None else ahead.result())
         if first.confidence:
             return first
         sides.remove(ct[0])
