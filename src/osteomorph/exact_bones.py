@@ -32,7 +32,7 @@ from osteomorph.pose_doubts import collided, settled, thinned
 from osteomorph.prepare import MARGIN_MM, resampled_case
 from osteomorph.refine import refine
 from osteomorph.resampling import coarser, resample
-from osteomorph.soft_field import STILL, ramp, soft_field
+from osteomorph.soft_field import ramp, soft_field, still_mm
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
 from osteomorph.unfolded import widened_warnings
 from osteomorph.wide_guess import wide_field
@@ -260,13 +260,13 @@ def soft_around(
     if not plan.levels:
         return soft_field(prepared, hold, plan, seed, progress, guess)
     known = Image(torch.ones_like(prepared.moving.data[:1]), prepared.moving.grid)
+    near = field.grid.around(prepared.fixed.grid.corners_mm, AROUND_MM)
+    onto = field.grid if near is None else field.grid.cropped(near)
     through = Case(
         prepared.fixed,
-        resample(prepared.moving, transform, field.grid, outside="border"),  # a step there would look like anatomy
+        resample(prepared.moving, transform, onto, outside="border"),  # a step there would look like anatomy
         fixed_mask=prepared.fixed_mask,
-        moving_mask=resample(
-            known if prepared.moving_mask is None else prepared.moving_mask, transform, field.grid, outside=0.0
-        ),
+        moving_mask=resample(known if prepared.moving_mask is None else prepared.moving_mask, transform, onto, outside=0.0),
     )
     if uneven is not None and plan.gain_mm > 0:
         through = even_gain(through, uneven, plan.gain_mm)
@@ -289,7 +289,7 @@ def still_parts(base: Polyrigid, grid: Grid, around: Literal["bone", "margin"]) 
     """
     if around == "margin":
         return [body.region for body in base.bodies]
-    deep = STILL * float(np.linalg.norm(grid.spacing_mm))
+    deep = still_mm(grid)
     return [DistanceMap(torch.minimum(body.bone.values, body.region.values + deep), body.region.grid) for body in base.bodies]
 
 

@@ -6,6 +6,7 @@ from dataclasses import field as attribute
 from functools import cached_property, partial
 from typing import final
 
+from osteomorph.body_part import around_body_and_bones, continued
 from osteomorph.case import Case
 from osteomorph.clock import Clock
 from osteomorph.exact_bones import (
@@ -116,20 +117,23 @@ def exact_path(
 
         exactly = chosen.between is relative_field
         base, gaps, written = unfolded(build, sampled) if exactly else (build(), dict[tuple[int, int], float](), None)
-        seen = seen_grid(prepared.fixed.grid, plan.soft)
-        if plan.soft.levels and not onto.isclose(seen):  # a descent wants it at its own voxels; both at once take much memory
-            written = None
-        field = chosen.between(base, start, seen) if written is None else written
-        if onto.isclose(seen):
-            written = field
-    with clock("soft"):
         if prepared.fixed_mask is None:
             prepared = replace(prepared, fixed_mask=foreground(prepared.fixed))
+        whole = prepared.fixed.grid
+        prepared = around_body_and_bones(prepared, base, plan.soft.ramp_mm)
+        seen = seen_grid(prepared.fixed.grid, plan.soft)
+        one_lattice = onto.part(seen) is not None
+        if plan.soft.levels and not one_lattice:  # a descent wants it at its own voxels; both at once take much memory
+            written = None
+        elif one_lattice and written is None:
+            written = chosen.between(base, start, onto)
+        field = chosen.between(base, start, seen) if written is None else written
+    with clock("soft"):
         uneven, soft = uneven_side(case.fixed, case.moving), plan.soft
         if not (plan.discrete.levels or plan.guess.levels):  # then the guess knows nothing of soft tissue
             soft = soft.model_copy(update={"agree_mm": 0.0})
         psi, history = soft_around(prepared, base, field, start, dense, soft, plan.seed, clock.told("soft"), uneven)
-    exact = ExactBones(found, base, psi, history, gaps)
+    exact = ExactBones(found, base, continued(psi, whole), history, gaps)
     if written is None:
         return ExactPath(dense, exact, onto, lambda: stored_field(exact.flow, sampled(base), onto))
     warp = stored_field(exact.flow, written, onto)  # now, since motion takes as much memory as it does

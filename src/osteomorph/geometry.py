@@ -12,7 +12,7 @@ from typing import Any, Literal, final
 import nibabel as nib
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Float64, Num
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import grid_sample
@@ -128,6 +128,12 @@ class Grid:
     def contains(self, points_mm: Float[Tensor, "*b 3 n"]) -> Bool[Tensor, "*b n"]:
         """Whether points lie in the field of view, whose border is the outer faces of the outer voxels."""
         return self.holds(self.index(points_mm))
+
+    @property
+    def corners_mm(self) -> Float64[Tensor, "3 8"]:
+        """World mm of the outermost voxel centres."""
+        ends = [torch.tensor([0.0, n - 1.0], dtype=torch.float64) for n in self.shape]
+        return self.world(torch.cartesian_prod(*ends).T)
 
     def holds(self, index: Float[Tensor, "*b 3 n"]) -> Bool[Tensor, "*b n"]:
         """The same of continuous array indices."""

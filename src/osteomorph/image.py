@@ -52,6 +52,9 @@ class Image:
         return replace(self, data=self.data.to(device))
 
     def cropped(self, part: Part) -> "Image":
+        """A part; itself where that is all of it."""
+        if self.grid.cropped(part).shape == self.grid.shape:
+            return self
         return replace(self, data=self.data[(slice(None), *part)], grid=self.grid.cropped(part))
 
 

@@ -109,8 +109,7 @@ def with_labels(prepared: Case, case: Case) -> Case:
 
 def near(grid: Grid, other: Grid, motion: Rigid) -> Part | None:
     """What of a grid another one shows after a motion that leads from there, and `NEAR_MM` around it; None for nothing."""
-    ends = torch.tensor([[0, n - 1] for n in other.shape], dtype=torch.float64)
-    return grid.around(motion(other.world(torch.cartesian_prod(*ends).T)), NEAR_MM)
+    return grid.around(motion(other.corners_mm), NEAR_MM)
 
 
 def cropped_moving(case: Case, rigid: Rigid) -> Case:
@@ -118,13 +117,19 @@ def cropped_moving(case: Case, rigid: Rigid) -> Case:
     part = near(case.moving.grid, case.fixed.grid, rigid)
     if part is None:
         return case
-    labels, mask = case.moving_labels, case.moving_mask
-    return replace(
-        case,
-        moving=case.moving.cropped(part),
-        moving_labels=None if labels is None else labels.cropped(part),
-        moving_mask=None if mask is None else mask.cropped(part),
-    )
+    image, labels, mask = _cropped((case.moving, case.moving_labels, case.moving_mask), part)
+    return replace(case, moving=image, moving_labels=labels, moving_mask=mask)
+
+
+def cropped_fixed(case: Case, part: Part) -> Case:
+    """A part of the fixed side."""
+    image, labels, mask = _cropped((case.fixed, case.fixed_labels, case.fixed_mask), part)
+    return replace(case, fixed=image, fixed_labels=labels, fixed_mask=mask)
+
+
+def _cropped(side: "Side", part: Part) -> "Side":
+    image, labels, mask = side
+    return image.cropped(part), None if labels is None else labels.cropped(part), None if mask is None else mask.cropped(part)
 
 
 Side = tuple[Image, Labels | None, Image | None]

@@ -115,11 +115,20 @@ def without_folds(vectors: Float[Tensor, "3 i j k"], grid: Grid) -> Displacement
     return Displacement(vectors, grid)
 
 
+def still_mm(grid: Grid) -> float:
+    """Distance from a region up to which `ramp` is 0."""
+    return STILL * float(np.linalg.norm(grid.spacing_mm))
+
+
+def held_mm(grid: Grid, ramp_mm: float) -> float:
+    """And up to which it is below 1."""
+    return still_mm(grid) + ramp_mm
+
+
 def ramp(regions: Sequence[DistanceMap], grid: Grid, ramp_mm: float) -> Float[Tensor, "i j k"]:
     """0 in the regions and one voxel's diagonal around them, so that interpolation keeps them exactly still; from there a
     smoothstep of the distance to the nearest one, and 1 from ``ramp_mm`` on (after Little et al., 1997)."""
-    still = STILL * float(np.linalg.norm(grid.spacing_mm))
-    reach = still + ramp_mm
+    still, reach = still_mm(grid), held_mm(grid, ramp_mm)
     least = torch.full(grid.shape, math.inf)
     slack = 4 * float(grid.spacing_mm.max())  # a region's map grows more slowly than distance
     seen = [(region, box) for region in regions if (box := region.box_on(grid, reach + slack)) is not None]

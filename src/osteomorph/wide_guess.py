@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from osteomorph.body_part import about, body_corners_mm
 from osteomorph.case import Case
 from osteomorph.descent import Progress
 from osteomorph.discrete import discrete_step, followed, rigid_part
@@ -23,11 +24,14 @@ def wide_field(case: Case, prepared: Case, start: Rigid, plan: DiscretePlan, pro
     """u in mm, fixed mm -> fixed mm: x + u(x), then the start, leads to what the fixed image shows at x.
 
     case: as given, for the network, which wants the intensities of the files. prepared: from it, about [0, 1].
-    plan: at least one level. Reaches the sum of the levels' reaches. Air has no say, nor has what either mask leaves out.
+    plan: at least one level. Reaches the sum of the levels' reaches. Air has no say, nor has what either mask leaves out; far
+    from the body there are no nodes.
     """
+    body = body_corners_mm(prepared.fixed, prepared.fixed_mask)
     weight = foreground(prepared.fixed) if prepared.fixed_mask is None else prepared.fixed_mask
     there = prepared.moving.grid.moved(start.inverse().matrix)
-    network = _network_features(case, start) if any(level.features == "network" for level in plan.levels) else None
+    learned = any(level.features == "network" for level in plan.levels)
+    network = _network_features(about(case.fixed, body), case.moving, start) if learned else None
     found: Displacement | None = None
     here: dict[float, Image] = {}
     for n, level in enumerate(plan.levels):
@@ -37,7 +41,7 @@ def wide_field(case: Case, prepared: Case, start: Rigid, plan: DiscretePlan, pro
             found = discrete_step(*network, level, plan, weight, _known(prepared, there), found)
         else:
             if level.spacing_mm not in here:
-                here[level.spacing_mm] = _mind(coarser(prepared.fixed, level.spacing_mm))
+                here[level.spacing_mm] = _mind(about(coarser(prepared.fixed, level.spacing_mm), body))
             field = _described(here[level.spacing_mm], prepared, start, level, plan, weight, found)
             found = field if found is None else followed(field, found)
         if level.rigid:
@@ -75,12 +79,12 @@ def _mind(image: Image) -> Image:
     return image.with_data(mind_ssc(image.data[:1]))
 
 
-def _network_features(case: Case, start: Rigid) -> tuple[Image, Image]:
+def _network_features(fixed: Image, moving: Image, start: Rigid) -> tuple[Image, Image]:
     """Of both images, the moving one's under its start. They do not turn with it, but were trained to match when turned."""
     from osteomorph.found_bones import features_of
 
-    fixed, moving = spread(features_of, (case.fixed, case.moving))
-    return fixed, Image(moving.data, moving.grid.moved(start.inverse().matrix))
+    here, there = spread(features_of, (fixed, moving))
+    return here, Image(there.data, there.grid.moved(start.inverse().matrix))
 
 
 def _known(prepared: Case, grid: Grid) -> Image:
