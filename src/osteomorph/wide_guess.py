@@ -31,7 +31,8 @@ def wide_field(case: Case, prepared: Case, start: Rigid, plan: DiscretePlan, pro
     weight = foreground(prepared.fixed) if prepared.fixed_mask is None else prepared.fixed_mask
     there = prepared.moving.grid.moved(start.inverse().matrix)
     learned = any(level.features == "network" for level in plan.levels)
-    network = _network_features(about(case.fixed, body), case.moving, start) if learned else None
+    shown = body_corners_mm(prepared.moving)
+    network = _network_features(about(case.fixed, body), about(case.moving, shown), start) if learned else None
     found: Displacement | None = None
     here: dict[float, Image] = {}
     for n, level in enumerate(plan.levels):
