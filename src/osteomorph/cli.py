@@ -1,6 +1,7 @@
 """The command line. Heavy libraries are imported inside the commands, so that --help answers at once."""
 
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -57,6 +58,7 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    sys.setswitchinterval(5e-5)  # threads that want Python's lock wait up to this long for it: by default a hundred times that
     keep_freed_memory()
     watch()
     app(prog_name="osteomorph")

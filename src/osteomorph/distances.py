@@ -7,7 +7,7 @@ from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Float64
 from scipy import ndimage
 from torch import Tensor
 
@@ -193,12 +193,12 @@ def _to_nearest(mask: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
     return found
 
 
-def box_gap_mm(first: DistanceMap, second: DistanceMap, matrix: np.ndarray) -> float:
-    """At most the gap between a body moved by a rigid 4x4 matrix and another: that between boxes along the other's axes."""
+def box_gap_mm(first: DistanceMap, second: DistanceMap, matrices: Float64[np.ndarray, "*m 4 4"]) -> Float64[np.ndarray, "*m"]:
+    """At most the gap between a body moved by each rigid matrix and another: that between boxes along the other's axes."""
     turn = second.grid.direction.T
-    one, other = (turn @ corners[:3] for corners in (matrix @ first.corners_mm, second.corners_mm))
-    apart = np.maximum(one.min(1) - other.max(1), other.min(1) - one.max(1))
-    return float(np.linalg.norm(np.maximum(apart, 0)))
+    one, other = (turn @ corners[..., :3, :] for corners in (matrices @ first.corners_mm, second.corners_mm))
+    apart = np.maximum(one.min(-1) - other.max(-1), other.min(-1) - one.max(-1))
+    return np.asarray(np.linalg.norm(np.maximum(apart, 0), axis=-1))
 
 
 def gap_mm(first: DistanceMap, second: DistanceMap) -> float:

@@ -72,9 +72,9 @@ def _travel(bones: list[DistanceMap], ends: np.ndarray) -> float:
     return max(float(np.linalg.norm(move[:3], axis=0).max()) for move in moves)
 
 
-def _shift(bone: DistanceMap, first: np.ndarray, second: np.ndarray) -> float:
-    """Largest distance between where two matrices take a point of the bone's crop."""
-    return float(np.sqrt(np.square(((first - second) @ bone.crop_corners_mm)[:3]).sum(0).max()))
+def _shift(bone: DistanceMap, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(*m) largest distance between where two (*m, 4, 4) matrices take a point of the bone's crop."""
+    return np.sqrt(np.square(((first - second) @ bone.crop_corners_mm)[..., :3, :]).sum(-2).max(-1))
 
 
 def _at(matrix: np.ndarray, points: Tensor) -> Tensor:
@@ -109,17 +109,17 @@ def pair_gaps(bones: list[DistanceMap], path: np.ndarray) -> np.ndarray:
         points, depth = bones[first].surface
         for second in range(first):
             relative = np.linalg.inv(path[:, second]) @ path[:, first]
-            boxes = [box_gap_mm(bones[first], bones[second], matrix) for matrix in relative]
-            if min(boxes) > WATCHED_MM:
+            boxes = box_gap_mm(bones[first], bones[second], relative)
+            if boxes.min() > WATCHED_MM:
                 out[:, first, second] = out[:, second, first] = boxes
                 continue
-            bound, last = torch.full_like(depth, -torch.inf), relative[0]
-            for time, matrix in enumerate(relative):
-                bound = bound - _shift(bones[first], matrix, last)
+            bound = torch.full_like(depth, -torch.inf)
+            shifts = _shift(bones[first], relative, np.concatenate([relative[:1], relative[:-1]])).tolist()
+            for time, (matrix, shift) in enumerate(zip(relative, shifts, strict=True)):
+                bound = bound - shift
                 near = (bound <= 1.5 * WATCHED_MM).nonzero()[:, 0]
                 if len(near):
                     bound[near] = bones[second](_at(matrix, points[:, near]))
-                last = matrix
                 out[time, first, second] = out[time, second, first] = float((depth + bound).min())
 
     for _ in spread(of, reversed(range(len(bones)))):
@@ -147,14 +147,14 @@ def rigid_region(
     points = bone.grid.world(torch.as_tensor(index).double()).float()
     for other in range(len(bones)):
         matrices = relative[:, other, own]
-        if other == own or max(_shift(bone, m, np.eye(4)) for m in matrices) < 1e-6:
+        if other == own or _shift(bone, matrices, np.eye(4)).max() < 1e-6:
             continue
-        if min(box_gap_mm(bone, bones[other], m) for m in matrices) > reach:
+        if box_gap_mm(bone, bones[other], matrices).min() > reach:
             continue
         least = torch.full_like(here, torch.inf)
         bound, last = torch.full_like(here, -torch.inf), matrices[0]
         for matrix in _apart(matrices, bone):
-            bound = bound - _shift(bone, matrix, last)
+            bound = bound - float(_shift(bone, matrix, last))
             near = (bound <= reach - here.clamp(min=0)).nonzero()[:, 0]
             if len(near):
                 bound[near] = bones[other](_at(matrix, points[:, near]))
@@ -179,7 +179,7 @@ def _steepest(own: int, bones: list[DistanceMap], regions: list[DistanceMap], re
     last, steepest = len(relative) - 1, 0.0
     for other in range(len(bones)):
         matrices = relative[:, other, own]
-        if other == own or min(box_gap_mm(bones[own], bones[other], m) for m in matrices) > 3 * WATCHED_MM:
+        if other == own or box_gap_mm(bones[own], bones[other], matrices).min() > 3 * WATCHED_MM:
             continue
         near = [regions[other](_at(matrices[end], surface)).argsort()[:NEAREST] for end in (0, last)]
         some = torch.arange(0, surface.shape[1], 10)  # what is near on the way need not be near at its ends
