@@ -163,3 +163,14 @@ def test_a_body_far_from_a_grid_has_no_box_on_it():
     away = np.eye(4)
     away[:3, 3] = 200.0
     assert distance_maps(boxes(grid, EXTENT))[1].box_on(grid.moved(away), 3.0) is None
+
+
+def test_maps_are_made_once_per_label_and_reach(grid, monkeypatch):
+    labels = boxes(grid, EXTENT)
+    first = distance_maps(labels)
+    monkeypatch.setattr("osteomorph.distances.signed_distance", lambda *_: pytest.fail("made again"))
+    assert distance_maps(labels, [1])[1] is first[1]
+    with pytest.raises(pytest.fail.Exception):
+        distance_maps(labels, reach_mm=3.0)
+    with pytest.raises(pytest.fail.Exception):
+        distance_maps(Labels(labels.data, labels.grid))

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -141,16 +142,24 @@ def distance_maps(labels: Labels, ids: Iterable[int] | None = None, reach_mm: fl
     The surface runs along voxel faces: a voxel's distance is that to the box of the nearest voxel centre on the other side,
     so that halfway between a labelled centre and its neighbour the distance is 0 at any spacing.
 
-    ids: labels wanted, all by default. Raises InputError where one does not occur.
+    ids: labels wanted, all by default. Made once for as long as the label map lives. Raises InputError where a label does not
+    occur.
     """
     data = labels.data[0].cpu().numpy()
     wanted = list(labels.ids() if ids is None else ids)
     missing = sorted(set(wanted) - set(labels.ids()))
     if missing:
         raise InputError(f"The label map has no voxel of label {missing[0]}. Leave the label out, or give the map that has it.")
-    boxes = ndimage.find_objects(data, max_label=max(wanted, default=0))
-    made = spread(lambda label: _distance_map(data, label, boxes[label - 1], labels.grid, reach_mm), wanted)
-    return dict(zip(wanted, made, strict=True))
+    known = _MADE.setdefault(labels, {})
+    new = [label for label in wanted if (label, reach_mm) not in known]
+    for label, made in zip(
+        new, spread(lambda k: _distance_map(data, k, labels.boxes[k], labels.grid, reach_mm), new), strict=True
+    ):
+        known[label, reach_mm] = made
+    return {label: known[label, reach_mm] for label in wanted}
+
+
+_MADE: WeakKeyDictionary[Labels, dict[tuple[int, float], DistanceMap]] = WeakKeyDictionary()
 
 
 def _distance_map(data: np.ndarray, label: int, box: tuple[slice, ...], grid: Grid, reach_mm: float) -> DistanceMap:

@@ -200,6 +200,12 @@ def refined_poses(
     return dict(sorted(found.items()))
 
 
+def sources(fixed: Labels | None, moving: Labels | None, bones: Bones) -> tuple[Labels | None, Labels | None]:
+    """The fixed and the moving label map, as far as they say where bones end."""
+    use_fixed = bones in ("fixed", "both") or moving is None
+    return fixed if use_fixed else None, moving if bones in ("moving", "both", "auto") else None
+
+
 def build_base(
     found: Mapping[int, BonePose],
     fixed: Labels | None,
@@ -211,14 +217,11 @@ def build_base(
 ) -> Polyrigid:
     """The bones' transform. Its margin holds that many voxels of the labels and of the fields that are stored. gaps: between
     the regions of certain bones."""
-    use_fixed = bones in ("fixed", "both") or moving is None
-    use_moving = bones in ("moving", "both", "auto") and moving is not None
-    used = [labels for labels, wanted in ((fixed, use_fixed), (moving, use_moving)) if wanted and labels is not None]
-    voxel = max(float(np.prod(labels.grid.spacing_mm)) ** (1 / 3) for labels in used)
+    used = sources(fixed, moving, bones)
+    voxel = max(float(np.prod(labels.grid.spacing_mm)) ** (1 / 3) for labels in used if labels is not None)
     return from_labels(
         {label: found[label].pose for label in found},
-        fixed if use_fixed else None,
-        moving if use_moving else None,
+        *used,
         margin_mm=margin_voxels * max(voxel, spacing_mm),
         gaps=gaps,
         least_steps=LEAST_STEPS,

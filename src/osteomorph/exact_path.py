@@ -6,9 +6,12 @@ from dataclasses import field as attribute
 from functools import cached_property, partial
 from typing import final
 
+import torch
+
 from osteomorph.body_part import around_body_and_bones, continued
 from osteomorph.case import Case
 from osteomorph.clock import Clock
+from osteomorph.distances import distance_maps
 from osteomorph.exact_bones import (
     MARGIN_VOXELS,
     ExactBones,
@@ -20,6 +23,7 @@ from osteomorph.exact_bones import (
     seen_grid,
     sides_of,
     soft_around,
+    sources,
 )
 from osteomorph.foreground import foreground
 from osteomorph.gain import uneven_side
@@ -30,6 +34,7 @@ from osteomorph.plan import Plan
 from osteomorph.polyrigid import Polyrigid
 from osteomorph.pose import BonePose
 from osteomorph.stored_fields import stored_field, stored_grid
+from osteomorph.threads import beside
 from osteomorph.transforms import Displacement, Rigid, Transform
 from osteomorph.unfolded import unfolded
 
@@ -93,10 +98,19 @@ def exact_path(
     """
     chosen = Options() if options is None else options
     sides = sides_of(ids, bones, prepared)
+    labels = case if outlined is None else outlined
+    ends = sources(labels.fixed_labels, labels.moving_labels, bones)
+
+    def outlines() -> None:  # of threads that look for poses, one often waits
+        for source in ends:
+            if source is not None:
+                distance_maps(source, sorted(sides.keys() & source.ids()))
+
     with clock("guess"):
         dense = chosen.dense
         if dense is None:
             dense = dense_guess(case, prepared, start, plan, plan.seed, clock.told("guess"))
+    ahead = beside(outlines) if torch.get_num_threads() > 1 else None
     with clock("poses"):
         found = chosen.poses
         if found is None:
@@ -108,7 +122,8 @@ def exact_path(
                 raise LostError(other)
     spacing = plan.prepare.spacing_mm
     with clock("bones"):
-        labels = case if outlined is None else outlined
+        if ahead is not None:
+            ahead.result()
         build = partial(build_base, found, labels.fixed_labels, labels.moving_labels, bones, spacing, chosen.margin_voxels)
         onto = stored_grid(case.fixed.grid, spacing)
 
