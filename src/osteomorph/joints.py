@@ -74,7 +74,7 @@ def _travel(bones: list[DistanceMap], ends: np.ndarray) -> float:
 
 def _shift(bone: DistanceMap, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(*m) largest distance between where two (*m, 4, 4) matrices take a point of the bone's crop."""
-    return np.sqrt(np.square(((first - second) @ bone.crop_corners_mm)[..., :3, :]).sum(-2).max(-1))
+    return np.asarray(np.sqrt(np.square(((first - second) @ bone.crop_corners_mm)[..., :3, :]).sum(-2).max(-1)))
 
 
 def _at(matrix: np.ndarray, points: Tensor) -> Tensor:
