@@ -167,9 +167,9 @@ def _fill_padding(image: Image) -> Image:
     """
     low, high = image.data.aminmax()
     padding = image.data == low
-    if float(padding.float().mean()) < PADDING_SHARE or low == high:
+    if int(padding.count_nonzero()) < PADDING_SHARE * padding.numel() or low == high:
         return image
-    floor = image.data[~padding].min()
+    floor = image.data.masked_fill(padding, float(high)).min()
     return image if floor == high else image.with_data(torch.where(padding, floor, image.data))
 
 
@@ -187,7 +187,7 @@ def _windowed(
 
 def _padded(data: torch.Tensor, before: tuple[int, int, int], after: tuple[int, int, int], value: float) -> torch.Tensor:
     widths = [w for b, a in zip(reversed(before), reversed(after), strict=True) for w in (b, a)]
-    return pad(data, widths, value=value)
+    return pad(data, widths, value=value) if any(widths) else data
 
 
 def _window(name: str, values: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
