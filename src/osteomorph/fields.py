@@ -4,6 +4,8 @@ Vectors are ``(*b, 3, i, j, k)``, components along the RAS world axes in mm, at 
 per mm along world axes, so that a Jacobian has no unit and a rotation is a rotation on any grid.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -36,6 +38,13 @@ def _along_array(values: Float[Tensor, "*b c i j k"], grid: Grid) -> Float[Tenso
         parts = [first, inner, last] if inner is not None else [first, last]
         per_axis.append(torch.cat(parts, axis) / float(grid.spacing_mm[d]))
     return torch.stack(per_axis, -4)
+
+
+def along_axes(values: Float[Tensor, "c a b c"], matrices: Sequence[Float[Tensor, "m n"]]) -> Float[Tensor, "c i j k"]:
+    """Each of three array axes multiplied with a matrix of its own, without copies. Carries gradients."""
+    first, second, third = matrices
+    values = torch.matmul(first, values.flatten(2)).unflatten(2, values.shape[2:])
+    return torch.matmul(torch.matmul(second, values), third.T)
 
 
 def jacobian(vectors: Float[Tensor, "*b 3 i j k"], grid: Grid) -> Float[Tensor, "*b 3 3 i j k"]:

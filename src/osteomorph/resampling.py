@@ -11,6 +11,7 @@ from jaxtyping import Float
 from scipy import ndimage
 from torch import Tensor
 
+from osteomorph.fields import along_axes
 from osteomorph.geometry import Grid, Interpolation, sample_at
 from osteomorph.image import Image, Labels
 from osteomorph.transforms import Rigid, Transform
@@ -112,14 +113,15 @@ def regrid(image: Image, onto: Grid) -> Image:
         raise ValueError("regrid keeps directions; use resample() with a transform for another orientation.")
     if image.grid.isclose(onto):
         return Image(image.data, onto, image.stored)
-    data = image.data
     first = np.linalg.inv(image.grid.affine) @ np.append(onto.affine[:3, 3], 1.0)
-    for d in range(3):
-        step = onto.spacing_mm[d] / image.grid.spacing_mm[d]
-        weights = _lanczos_matrix(image.grid.shape[d], onto.shape[d], float(first[d]), float(step))
-        matrix = torch.as_tensor(weights, dtype=data.dtype)
-        data = torch.tensordot(data, matrix, ([d + 1], [1])).movedim(-1, d + 1)
-    return Image(data.contiguous(), onto, image.stored)
+    weights = [
+        _lanczos_matrix(
+            image.grid.shape[d], onto.shape[d], float(first[d]), float(onto.spacing_mm[d] / image.grid.spacing_mm[d])
+        )
+        for d in range(3)
+    ]
+    matrices = [torch.as_tensor(matrix, dtype=image.data.dtype) for matrix in weights]
+    return Image(along_axes(image.data, matrices), onto, image.stored)
 
 
 def regrid_labels(labels: Labels, onto: Grid) -> Labels:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from osteomorph.fields import along_axes
 from osteomorph.geometry import Grid
 
 Rows = tuple[slice, slice, slice]
@@ -71,11 +72,11 @@ class Basis:
 
     def __call__(self, control: Float[Tensor, "3 a b c"], rows: Rows = EVERYWHERE) -> Float[Tensor, "3 i j k"]:
         """Vectors at the voxels that ``rows`` names. Carries gradients."""
-        return _along_axes(control, [matrices[0][part] for matrices, part in zip(self.derivatives, rows, strict=True)])
+        return along_axes(control, [matrices[0][part] for matrices, part in zip(self.derivatives, rows, strict=True)])
 
     def transposed(self, vectors: Float[Tensor, "3 i j k"]) -> Float[Tensor, "3 a b c"]:
         """What the splines are multiplied with at all voxels, summed: the transpose of calling it."""
-        return _along_axes(vectors, [matrices[0].T for matrices in self.derivatives])
+        return along_axes(vectors, [matrices[0].T for matrices in self.derivatives])
 
     def pooled(self) -> "Basis":
         """The same splines' means over blocks of two voxels a side, at the end of an axis of one where they do not come out."""
@@ -85,12 +86,6 @@ class Basis:
 def _halved(matrix: Tensor) -> Tensor:
     whole = len(matrix) // 2 * 2
     return torch.cat([(matrix[:whole:2] + matrix[1:whole:2]) / 2, matrix[whole:]])
-
-
-def _along_axes(values: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    for axis, matrix in enumerate(matrices, 1):
-        values = torch.tensordot(values, matrix, ([axis], [1])).movedim(-1, axis)
-    return values
 
 
 Grams = list[tuple[int, tuple[Tensor, ...]]]
@@ -163,7 +158,7 @@ def _grams(one: Basis, other: Basis, order: int) -> Grams:
 def _stiffness(grams: Grams, control: Float[Tensor, "3 d e f"]) -> Float[Tensor, "3 a b c"]:
     """K c, with c' K c the mean over the grid of the product of the derivatives of two splines."""
     (times, first), *others = grams
-    out = times * _along_axes(control, first)
+    out = times * along_axes(control, first)
     for times, matrices in others:
-        out += times * _along_axes(control, matrices)
+        out += times * along_axes(control, matrices)
     return out
