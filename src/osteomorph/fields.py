@@ -40,8 +40,8 @@ def _along_array(values: Float[Tensor, "*b c i j k"], grid: Grid) -> Float[Tenso
     return torch.stack(per_axis, -4)
 
 
-def along_axes(values: Float[Tensor, "c a b c"], matrices: Sequence[Float[Tensor, "m n"]]) -> Float[Tensor, "c i j k"]:
-    """Each of three array axes multiplied with a matrix of its own, without copies. Carries gradients."""
+def along_axes(values: Float[Tensor, "n a b c"], matrices: Sequence[Tensor]) -> Float[Tensor, "n i j k"]:
+    """Each axis multiplied with a matrix of its own, (i, a), (j, b) and (k, c), without copies. Carries gradients."""
     first, second, third = matrices
     values = torch.matmul(first, values.flatten(2)).unflatten(2, values.shape[2:])
     return torch.matmul(torch.matmul(second, values), third.T)
