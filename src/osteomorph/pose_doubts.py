@@ -22,8 +22,8 @@ FIRST_SD_MM = 3.0
 BELIEVED = 0.12
 """Gain from which on what images say of some directions counts though they do not tell all six."""
 
-LARGEST_MM = 12.0
-"""Distance from the first pose beyond which an undetermined one is not believed in any direction."""
+LARGEST_MM = 16.0
+"""Distance from the first pose, as far as bones are searched for, beyond which an undetermined one is not believed at all."""
 
 SHARED = 0.05
 """Share of a bone's voxels that lie in another bone from which on one of the two is in the wrong place."""
