@@ -34,15 +34,16 @@ def test_a_failure_comes_out_and_threads_are_as_before():
         assert torch.get_num_threads() == 2
 
 
-def test_work_goes_on_beside_what_comes_next_on_one_thread():
-    with threads(2):
+@pytest.mark.parametrize(("given", "taken"), [(1, 1), (2, 1), (4, 2)])
+def test_work_goes_on_beside_what_comes_next_on_half_the_threads(given, taken):
+    with threads(given):
         go_on = threading.Event()
         made = beside(lambda: (go_on.wait(10), torch.get_num_threads(), threading.current_thread().name))
-        assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == given
         assert not made.done()
         go_on.set()
         told, count, name = made.result()
-        assert (told, count) == (True, 1)
+        assert (told, count) == (True, taken)
         assert name != threading.current_thread().name
         with pytest.raises(ZeroDivisionError):
             beside(lambda: 1 // 0).result()

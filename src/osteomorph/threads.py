@@ -45,17 +45,17 @@ def spread(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made
 
 
 def beside(work: Callable[[], Made]) -> Future[Made]:
-    """What work returns, or raises, once it is asked for; until then it goes on beside what comes next, on one thread."""
+    """What work returns, or raises, once it is asked for; until then it goes on beside what comes next, on half the threads."""
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(1)
     try:
-        pool.submit(_alone).result()
+        pool.submit(_take, max(1, before // 2)).result()
         return pool.submit(work)
     finally:
         torch.set_num_threads(before)
         pool.shutdown(wait=False)
 
 
-def _alone() -> None:
-    torch.set_num_threads(1)
+def _take(count: int) -> None:
+    torch.set_num_threads(count)
     torch.get_num_threads()  # or the thread would still begin with what another one sets meanwhile

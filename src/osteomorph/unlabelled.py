@@ -80,7 +80,7 @@ Ahead = Future[FoundBones]
 
 
 def looked_ahead(case: Case, network: BoneNetwork | None = None) -> Ahead | None:
-    """Bones of the only CT, begun on a thread of their own while the rigid start is still looked for.
+    """Bones of the only CT, begun on half the threads while the rigid start is still looked for.
 
     None where there is no thread for that, where not exactly one image is a CT, or where it shows so much more than the other
     image that the start should say where to look.
