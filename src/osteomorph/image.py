@@ -122,4 +122,7 @@ class Labels:
         return replace(self, data=self.data.to(device))
 
     def cropped(self, part: Part) -> "Labels":
+        """A part; itself where that is all of it."""
+        if self.grid.cropped(part).shape == self.grid.shape:
+            return self
         return replace(self, data=self.data[(slice(None), *part)], grid=self.grid.cropped(part))
