@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid, sample_at
 from osteomorph.image import Labels
+from osteomorph.kept import kept
 from osteomorph.threads import spread
 
 REACH_MM = 12.0
@@ -145,28 +145,20 @@ def distance_maps(labels: Labels, ids: Iterable[int] | None = None, reach_mm: fl
     ids: labels wanted, all by default. Made once for as long as the label map lives. Raises InputError where a label does not
     occur.
     """
-    data = labels.data[0].cpu().numpy()
     wanted = list(labels.ids() if ids is None else ids)
     missing = sorted(set(wanted) - set(labels.ids()))
     if missing:
         raise InputError(f"The label map has no voxel of label {missing[0]}. Leave the label out, or give the map that has it.")
-    known = _MADE.setdefault(labels, {})
-    new = [label for label in wanted if (label, reach_mm) not in known]
-    for label, made in zip(
-        new, spread(lambda k: _distance_map(data, k, labels.boxes[k], labels.grid, reach_mm), new), strict=True
-    ):
-        known[label, reach_mm] = made
-    return {label: known[label, reach_mm] for label in wanted}
+    return dict(zip(wanted, spread(lambda label: _distance_map(labels, label, reach_mm), wanted), strict=True))
 
 
-_MADE: WeakKeyDictionary[Labels, dict[tuple[int, float], DistanceMap]] = WeakKeyDictionary()
-
-
-def _distance_map(data: np.ndarray, label: int, box: tuple[slice, ...], grid: Grid, reach_mm: float) -> DistanceMap:
-    body = np.pad(data[box] == label, 1)
+@kept
+def _distance_map(labels: Labels, label: int, reach_mm: float) -> DistanceMap:
+    box, grid = labels.boxes[label], labels.grid
+    body = np.pad(labels.data[0][box].cpu().numpy() == label, 1)
     lattice = grid.padded(
         (1 - box[0].start, 1 - box[1].start, 1 - box[2].start),
-        (box[0].stop + 1 - data.shape[0], box[1].stop + 1 - data.shape[1], box[2].stop + 1 - data.shape[2]),
+        (box[0].stop + 1 - grid.shape[0], box[1].stop + 1 - grid.shape[1], box[2].stop + 1 - grid.shape[2]),
     )
     more = np.maximum(0, np.ceil(reach_mm / grid.spacing_mm).astype(int) - 1)
     margin = (int(more[0]), int(more[1]), int(more[2]))

@@ -1,33 +1,23 @@
 """Where the patient is: so that air neither votes on nor drags a registration."""
 
-from weakref import WeakKeyDictionary
-
 import numpy as np
 import torch
 from scipy import ndimage
 
 from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image
+from osteomorph.kept import kept
 
 SPACING_MM = 4.0
 """At which the body is told from air."""
 
 
+@kept
 def foreground(image: Image, margin_mm: float = 6.0) -> Image:
     """Weight 1 in the body and ``margin_mm`` around it, 0 in air: the largest bright region, holes filled.
 
     image: prepared, intensities about [0, 1]. Made once for as long as the image lives.
     """
-    made = _MADE.setdefault(image, {})
-    if margin_mm not in made:
-        made[margin_mm] = _foreground(image, margin_mm)
-    return made[margin_mm]
-
-
-_MADE: WeakKeyDictionary[Image, dict[float, Image]] = WeakKeyDictionary()
-
-
-def _foreground(image: Image, margin_mm: float) -> Image:
     coarse = image.grid.resampled(np.maximum(SPACING_MM, image.grid.spacing_mm))
     values = sample(image.data, image.grid, coarse.points().flatten(1)).unflatten(-1, coarse.shape)[0].clamp(0, 1).numpy()
     bright = ndimage.gaussian_filter(values, 0.7, mode="nearest") > 0.25 * values[values > values.mean()].mean()

@@ -3,7 +3,6 @@
 from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from typing import Literal, overload
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from osteomorph.fields import along_axes
 from osteomorph.geometry import Grid, Interpolation, sample_at
 from osteomorph.image import Image, Labels
+from osteomorph.kept import kept
 from osteomorph.transforms import Rigid, Transform
 
 Kernel = Literal["linear", "bspline"]
@@ -92,15 +92,10 @@ def _as_axes_of(first: Grid, second: Grid) -> tuple[int, ...]:
     return max(permutations(range(3)), key=lambda order: along[range(3), list(order)].sum())
 
 
+@kept
 def coarser(image: Image, spacing_mm: float) -> Image:
     """The image at an isotropic spacing, along an axis its own where that is longer; made once for as long as it lives."""
-    made = _COARSER.setdefault(image, {})
-    if spacing_mm not in made:
-        made[spacing_mm] = regrid(image, image.grid.resampled(np.maximum(spacing_mm, image.grid.spacing_mm)))
-    return made[spacing_mm]
-
-
-_COARSER: WeakKeyDictionary[Image, dict[float, Image]] = WeakKeyDictionary()
+    return regrid(image, image.grid.resampled(np.maximum(spacing_mm, image.grid.spacing_mm)))
 
 
 def regrid(image: Image, onto: Grid) -> Image:
