@@ -26,7 +26,7 @@ def in_air(grid: Grid, part: tuple[slice, slice, slice]) -> Image:
 
 def test_the_box_holds_the_body_and_the_mask_in_any_orientation(grid):
     grid = Grid((60, 50, 40), grid.affine)
-    body = (slice(12, 40), slice(15, 44), slice(8, 32))
+    body = (slice(32, 46), slice(4, 20), slice(18, 36))
     image = in_air(grid, body)
     box = grid.cropped(body).corners_mm
     part = grid.around(body_corners_mm(image), 0.01)
@@ -68,7 +68,7 @@ def test_bones_outside_the_body_are_worked_on_too():
 
 @pytest.mark.parametrize("kind", [Displacement, Velocity])
 def test_a_field_goes_on_with_the_values_at_its_border(grid, kind):
-    inner = grid.cropped(tuple(slice(2, n - 1) for n in grid.shape))
+    inner = grid.cropped(tuple(slice(d + 1, n - 3 + d) for d, n in enumerate(grid.shape)))
     field = kind(torch.rand(3, *inner.shape), inner)
     on = continued(field, grid)
     assert (type(on), on.grid) == (kind, grid)
@@ -83,9 +83,10 @@ def test_air_around_the_body_changes_neither_bones_nor_tissue(scene):  # noqa: F
     case, poses, truth = scene
     soft = PLAN.soft.model_copy(update={"levels": (), "newton": (NewtonLevel(spacing_mm=3.0),)})
     plan = PLAN.model_copy(update={"soft": soft})
-    wide = case.fixed.grid.padded((4, 20, 0), (12, 3, 6))
+    wide = case.fixed.grid.padded((4, 60, 0), (40, 3, 16))
     data = torch.zeros(1, *wide.shape)
-    data[:, 4:-12, 20:-3, :-6] = case.fixed.data
+    data[:, 4:-40, 60:-3, :-16] = case.fixed.data
+    assert about(Image(data, wide), body_corners_mm(Image(data, wide))).grid.voxels < 0.6 * wide.voxels
     airy = replace(case, fixed=Image(data, wide))
     given = Options(dense=truth, poses=true_poses(poses))
     near, far = path(scene, given, plan), path((airy,), given, plan)

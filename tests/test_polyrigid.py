@@ -198,6 +198,18 @@ def test_rigid_to_the_voxel_on_the_grid_itself():
     assert (determinant - 1).abs().max() < 1e-6
 
 
+def test_bones_far_apart_at_first_are_seen_to_come_near():
+    maps = distance_maps(draw(cube_grid(64), box((-24, 0, 0), (5, 8, 8)), box((16, 0, 0), (5, 8, 8))))
+    path = np.tile(np.eye(4), (6, 2, 1, 1))
+    path[:, 1, 0, 3] = (0, -7, -14, -21, -28, -14)  # 30 mm of room at first
+    gaps = pair_gaps([maps[1], maps[2]], path)
+    assert np.isinf(np.diagonal(gaps, axis1=1, axis2=2)).all()
+    assert np.array_equal(gaps[:, 0, 1], gaps[:, 1, 0])
+    assert gaps[4, 0, 1] == pytest.approx(2.0, abs=0.1)
+    assert gaps[3, 0, 1] == pytest.approx(9.0, abs=0.1)
+    assert (gaps[:, 0, 1] <= 30.0 + path[:, 1, 0, 3] + 0.1).all()  # never more than there is
+
+
 def test_one_bone_makes_everything_rigid():
     pose = about((3.0, 4, 5), (10, 20, -5), (7.0, -3.0, 2.0))
     transform = from_labels({1: pose}, draw(cube_grid(), BLOCKS[0]))

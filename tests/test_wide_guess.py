@@ -13,7 +13,8 @@ from osteomorph.exact_bones import dense_guess, refined_poses
 from osteomorph.image import Image, Labels
 from osteomorph.plan import DiscreteLevel, DiscretePlan, Plan, PosePlan
 from osteomorph.pose import BonePose, poses
-from osteomorph.pose_doubts import collided, settled
+from osteomorph.pose_doubts import LARGEST_MM, collided, settled
+from osteomorph.recipes import default
 from osteomorph.resampling import resample
 from osteomorph.transforms import Rigid
 from osteomorph.wide_guess import wide_field
@@ -46,6 +47,28 @@ def test_a_start_off_by_12_mm_and_12_degrees_is_made_good_on_any_grid(name):
     before, after = (float((t(points) - truth(points)).norm(dim=0).mean()) for t in (start, found))
     assert before > 12
     assert after < 1.5
+
+
+def test_features_are_made_of_either_body_in_its_own_frame(monkeypatch):
+    """Much air in both images, whose frames have nothing in common."""
+    seen: list[Image] = []
+
+    def described(image: Image) -> Image:
+        seen.append(image)
+        return image
+
+    monkeypatch.setattr("osteomorph.found_bones.features_of", described)
+    truth = motion((0.0, 0.0, 0.0), (400.0, -300.0, 200.0))
+    grid = axis_grid((1, 1, 1), (70, 60, 50), (2.0, 2.0, 2.0))
+    body = (slice(30, 50), slice(8, 28), slice(20, 44))
+    data = torch.zeros(1, *grid.shape)
+    data[(0, *body)] = blobs(grid).data[(0, *body)] + 0.5
+    fixed, moving = Image(data, grid), Image(data, grid.moved(truth.matrix))
+    level = DiscreteLevel(spacing_mm=6.0, reach_mm=6.0, features="network")
+    wide_field(Case(fixed, moving), Case(fixed, moving), truth, DiscretePlan(levels=(level,)))
+    for whole, part in zip((fixed, moving), sorted(seen, key=lambda image: abs(image.grid.centre_mm).sum()), strict=True):
+        assert part.grid.voxels < 0.5 * whole.grid.voxels
+        assert part.grid.contains(whole.grid.cropped(body).corners_mm).all()
 
 
 def test_without_levels_there_is_nothing_to_search():
@@ -133,6 +156,14 @@ def test_what_images_tell_is_taken_and_what_they_do_not_comes_from_the_first_pos
     found = settled(bone(images, first, (50.0, 1e-4, 1e-4, 0.02, 0.02, 0.02)), ROD).pose
     expected = turned((0.0, 0.0, 3.0), (1.0, -2.0, 0.5))
     assert np.allclose(found.matrix, expected.matrix, atol=0.02)
+
+
+def test_a_pose_no_further_than_bones_are_searched_for_is_believed_each_way_by_how_sure_it_is():
+    """15 mm: what searches of a single bone reach along an axis is 16."""
+    assert default().pose.search_mm == LARGEST_MM
+    first, images = turned((0, 0, 0), (0, 0, 0)), turned((0, 0, 0), (15.0, 0, 0))
+    found = settled(bone(images, first, (1e-4, 1e-4, 1e-4, 0.02, 0.02, 0.02)), ROD).pose
+    assert np.allclose(found.matrix, images.matrix, atol=0.02)
 
 
 @pytest.mark.parametrize(

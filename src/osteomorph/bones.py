@@ -75,13 +75,11 @@ def bones_under(
     exact: what made the transform; its bones are held against their own poses.
     """
     found = []
-    boxes = labels.boxes
     for label in ids:
-        if label not in boxes:
+        if label not in labels.boxes:
             continue
-        part = boxes[label]
         known = exact is not None and label in exact.poses
-        here = labels.grid.cropped(part).world((labels.data[0][part] == label).nonzero().T.double())
+        here = labels.centres_mm(label)
         if here.shape[1] < (1 if known else 4):  # fewer points leave a rotation undetermined
             continue
         rim = torch.zeros(here.shape[1], dtype=torch.bool)

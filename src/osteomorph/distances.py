@@ -90,8 +90,7 @@ class DistanceMap:
     @cached_property
     def crop_corners_mm(self) -> np.ndarray:
         """(4, 8) homogeneous world points: centres of the crop's outermost voxels."""
-        ends = np.stack(np.meshgrid(*[(0, n - 1) for n in self.grid.shape], indexing="ij")).reshape(3, -1)
-        return self.grid.affine @ np.vstack([ends, np.ones(8)])
+        return np.vstack([self.grid.corners_mm.numpy(), np.ones(8)])
 
     @cached_property
     def corners_mm(self) -> np.ndarray:

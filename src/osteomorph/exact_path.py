@@ -137,11 +137,10 @@ def exact_path(
         whole = prepared.fixed.grid
         prepared = around_body_and_bones(prepared, base, plan.soft.ramp_mm)
         seen = seen_grid(prepared.fixed.grid, plan.soft)
-        one_lattice = onto.part(seen) is not None
-        if plan.soft.levels and not one_lattice:  # a descent wants it at its own voxels; both at once take much memory
+        if onto.part(seen) is not None:  # one lattice: what files hold serves both
+            written = chosen.between(base, start, onto) if written is None else written
+        elif plan.soft.levels:  # a descent wants it at its own voxels; both at once take much memory
             written = None
-        elif one_lattice and written is None:
-            written = chosen.between(base, start, onto)
         field = chosen.between(base, start, seen) if written is None else written
     with clock("soft"):
         uneven, soft = uneven_side(case.fixed, case.moving), plan.soft

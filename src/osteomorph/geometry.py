@@ -132,8 +132,7 @@ class Grid:
     @property
     def corners_mm(self) -> Float64[Tensor, "3 8"]:
         """World mm of the outermost voxel centres."""
-        ends = [torch.tensor([0.0, n - 1.0], dtype=torch.float64) for n in self.shape]
-        return self.world(torch.cartesian_prod(*ends).T)
+        return torch.from_numpy(self.affine[:3] @ _corners(self.shape))
 
     def holds(self, index: Float[Tensor, "*b 3 n"]) -> Bool[Tensor, "*b n"]:
         """The same of continuous array indices."""
