@@ -38,7 +38,7 @@ from peers.metrics import FIGURES, Known, figures, read_known
 
 from osteomorph.case import Case
 from osteomorph.clock import Clock
-from osteomorph.exact_bones import AROUND_MM
+from osteomorph.exact_bones import AROUND_MM, dense_guess
 from osteomorph.exact_path import Options, exact_path
 from osteomorph.geometry import Grid
 from osteomorph.io import read_labels
@@ -76,17 +76,22 @@ class Pair:
     def path(self, plan: Plan, options: Options) -> tuple[Transform, float]:
         """The transform as files hold it, and CPU seconds."""
         searched, posed = (str(plan.model_dump(include={*DENSE, *more})) for more in ((), ("pose",)))
-        dense, spent_dense = self.dense.get(searched, (None, 0.0))
+        if searched not in self.dense:
+            self.dense[searched] = self._guess(plan)
+        dense, spent_dense = self.dense[searched]
         poses, spent_poses = self.poses.get(posed, (None, 0.0))
         prepared, spent = self.prepared
         clock = Clock(None, time.process_time)
-        given = replace(options, dense=dense, poses=poses)
-        found = exact_path(self.given, prepared, self.start, plan, self.ids, "moving", clock, given)
+        given = replace(options, poses=poses)
+        found = exact_path(self.given, prepared, self.start, dense, plan, self.ids, "moving", clock, given)
         if found is None:
             raise ValueError("No bone lies in both fields of view.")
-        self.dense.setdefault(searched, (found.dense, clock.seconds["guess"]))
         self.poses.setdefault(posed, (found.exact.poses, clock.seconds["poses"]))
         return self.start.after(found.warp), spent + spent_dense + spent_poses + sum(clock.seconds.values())
+
+    def _guess(self, plan: Plan) -> tuple[Transform, float]:
+        began = time.process_time()
+        return dense_guess(self.given, self.prepared[0], self.start, plan, plan.seed, None), time.process_time() - began
 
 
 @final

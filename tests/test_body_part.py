@@ -88,8 +88,8 @@ def test_air_around_the_body_changes_neither_bones_nor_tissue(scene):  # noqa: F
     data[:, 4:-40, 60:-3, :-16] = case.fixed.data
     assert about(Image(data, wide), body_corners_mm(Image(data, wide))).grid.voxels < 0.6 * wide.voxels
     airy = replace(case, fixed=Image(data, wide))
-    given = Options(dense=truth, poses=true_poses(poses))
-    near, far = path(scene, given, plan), path((airy,), given, plan)
+    given = Options(poses=true_poses(poses))
+    near, far = path(scene, given, plan, truth), path((airy,), given, plan, truth)
     points = case.fixed.grid.cropped(tuple(slice(4, n - 4) for n in case.fixed.grid.shape)).points(torch.float64).flatten(1)
     assert float((near.warp(points) - far.warp(points)).norm(dim=0).mean()) < 0.1
     assert far.warp.grid.contains(wide.corners_mm).all()

@@ -89,7 +89,8 @@ def test_the_soft_stage_compares_images_without_the_gain(scene, gain_mm, monkeyp
     plan = PLAN.model_copy(update={"soft": PLAN.soft.model_copy(update={"gain_mm": gain_mm})})
     prepared = prepare(uneven, plan.prepare)
     given = Options(poses=true_poses(poses))
-    assert exact_path(uneven, prepared, Rigid.identity(), plan, (1, 2, 9), "moving", Clock(None), given) is not None
+    start = Rigid.identity()
+    assert exact_path(uneven, prepared, start, start, plan, (1, 2, 9), "moving", Clock(None), given) is not None
     bright = prepared.fixed.data > 0.2
     taken = (prepared.fixed.data / seen[0])[bright].log()
     if gain_mm == 0:

@@ -17,7 +17,7 @@ from osteomorph.joints import Joints, pair_gaps
 from osteomorph.lattice import lattice
 from osteomorph.polyrigid import Polyrigid, from_labels
 from osteomorph.resampling import resample
-from osteomorph.rigid_paths import exp, log, rigid_path
+from osteomorph.rigid_paths import PATH_KINDS, exp, log, rigid_path
 from osteomorph.transforms import Rigid
 
 
@@ -342,6 +342,29 @@ def test_the_tree_keeps_a_joint_centred_that_screws_close():
     narrowest = {kind: pair_gaps(bones, joints.path(kind, 9)).min() for kind in ("tree", "screw")}
     assert narrowest["tree"] > narrowest["screw"] + 0.5
     assert joints.widest_path() == "tree"
+
+
+def test_other_ways_to_go_are_looked_at_only_where_a_joint_closes(monkeypatch):
+    grid, looked = cube_grid(), []
+    bones = list(distance_maps(hip(grid)).values())
+
+    def gaps(bones, path):
+        looked.append(path)
+        return pair_gaps(bones, path)
+
+    monkeypatch.setattr("osteomorph.joints.pair_gaps", gaps)
+    pelvis = about((0, 30.0, 20.0), (0, 0, -4))
+    gentle = Joints.of(bones, np.stack([pelvis.matrix, pelvis.matrix]))
+    looked.clear()
+    assert gentle.widest_path() == PATH_KINDS[0]
+    assert len(looked) == 1
+    closing = [np.full((3, 2, 2), gap) for gap in (4.0, 3.0, 6.0)]  # at either end
+    for gap, middle in zip(closing, (3.0, 2.9, 5.5), strict=True):
+        gap[1] = middle
+    given = iter(closing)
+    monkeypatch.setattr("osteomorph.joints.pair_gaps", lambda *_: next(given))
+    assert gentle.widest_path() == PATH_KINDS[1]  # closes by .1 mm, the others by 1 and .5
+    assert next(given, None) is None
 
 
 @pytest.mark.parametrize(("space", "margin"), [(1, 0.2), (2, 0.6), (3, 1.0)])

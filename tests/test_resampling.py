@@ -8,9 +8,9 @@ import torch
 from conftest import GRIDS, axis_grid, oblique_grid
 from scipy.spatial.transform import Rotation
 
-from osteomorph.geometry import Grid
+from osteomorph.geometry import Grid, sample
 from osteomorph.image import Image, Labels
-from osteomorph.resampling import coarser, regrid, regrid_labels, resample
+from osteomorph.resampling import coarser, finer, regrid, regrid_labels, resample
 from osteomorph.transforms import Displacement, Rigid
 
 
@@ -109,6 +109,21 @@ def test_regrid_to_a_coarser_grid_does_not_alias():
 def test_regrid_refuses_another_orientation():
     with pytest.raises(ValueError, match="directions"):
         regrid(smooth(GRIDS["LPS"]), GRIDS["oblique"])
+
+
+def test_finer_is_linear_between_the_voxels_of_any_grid(grid):
+    values, onto = torch.randn(3, *grid.shape), grid.padded((2, 1, 3)).resampled(grid.spacing_mm * (0.4, 1.0, 0.3))
+    found = finer(values, grid, onto)
+    torch.testing.assert_close(found.flatten(1), sample(values, grid, onto.points(torch.float64).flatten(1)), atol=1e-5, rtol=0)
+    part = (slice(3, 9), slice(0, 5), slice(4, 7))
+    torch.testing.assert_close(finer(values, grid, onto.cropped(part)), found[:, *part])
+    plane = grid.cropped((slice(0, 1), slice(0, 4), slice(1, 3)))  # one voxel along an axis
+    flat = values[:, :1, :4, 1:3]
+    torch.testing.assert_close(
+        finer(flat, plane, onto).flatten(1), sample(flat, plane, onto.points(torch.float64).flatten(1)), atol=1e-5, rtol=0
+    )
+    with pytest.raises(ValueError, match="directions"):
+        finer(values, grid, grid.moved(Rigid(np.diag([-1.0, -1.0, 1.0, 1.0])).matrix))
 
 
 def test_labels_regrid_to_the_nearest():

@@ -1,6 +1,7 @@
 """Registration without labels: which image bones are taken from, what is said when there are none, and bones found for real."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -190,6 +191,31 @@ def test_found_bones_out_of_view_leave_a_soft_result(unlabelled_pair, monkeypatc
     quick = PLAN.model_copy(update={"refine": RefinePlan(), "discrete": DiscretePlan()})
     result = register(case.fixed, case.moving, plan=quick)
     assert (result.exact, result.rigid_labels, result.moved_labels) == (None, (), None)
+
+
+def test_bones_are_looked_for_while_the_guess_is_made(unlabelled_pair, monkeypatch):
+    case, labels, *_ = unlabelled_pair
+    looking, asked = threading.Event(), []
+    find, guess = detector(0.9, [labels], asked), registration.dense_guess
+    quick = PLAN.model_copy(update={"soft": PLAN.soft.model_copy(update={"levels": ()})})
+
+    def watched(image, network=None):
+        looking.set()
+        return find(image, network)
+
+    def meanwhile(*given):
+        assert looking.wait(20)
+        return guess(*given)
+
+    monkeypatch.setattr(unlabelled, "find_bones", watched)
+    monkeypatch.setattr(registration, "dense_guess", meanwhile)
+    result = register(case.fixed, case.moving, plan=quick, threads=2)
+    assert result.found_in is not None
+    assert len(asked) == 1
+    monkeypatch.setattr(registration, "dense_guess", guess)
+    again = register(case.fixed, case.moving, plan=quick, threads=1)
+    assert again.rigid_labels == result.rigid_labels
+    assert len(asked) == 2
 
 
 def test_labels_that_are_given_win_and_none_is_none(unlabelled_pair, monkeypatch):

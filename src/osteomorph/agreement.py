@@ -11,7 +11,7 @@ from torch import Tensor
 
 from osteomorph.case import Case
 from osteomorph.geometry import Grid, sample
-from osteomorph.resampling import coarser
+from osteomorph.resampling import coarser, finer
 from osteomorph.similarity import mind_ssc
 from osteomorph.threads import spread
 from osteomorph.transforms import Displacement
@@ -51,7 +51,7 @@ def agreed(
     share = 0.5 * torch.exp(-apart / (2 * within_mm**2)) * worse.clamp(max=1).pow(WORSE).view_as(apart)
     both = torch.cat([guess.vectors, share[None]])
     for planes, part in grid.slabs():
-        there = sample(both, guess.grid, part.points().flatten(1)).unflatten(1, part.shape)
+        there = finer(both, guess.grid, part)
         here = vectors[:, planes]
         here.add_(there[3] * (there[:3] * hold[planes] - here))
     return vectors

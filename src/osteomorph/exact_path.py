@@ -1,4 +1,4 @@
-"""The path of `register` where bones are exact: guess, poses, the bones' motion, soft tissue around them, what files hold."""
+"""The path of `register` where bones are exact: poses, the bones' motion, soft tissue around them, what files hold."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +16,6 @@ from osteomorph.exact_bones import (
     MARGIN_VOXELS,
     ExactBones,
     build_base,
-    dense_guess,
     first_poses,
     refined_poses,
     relative_field,
@@ -52,11 +51,10 @@ class LostError(Exception):
 class Options:
     """Steps that are given or done otherwise, to study the others; none by default.
 
-    dense, poses: results of the first two steps. margin_voxels: tissue that moves with a bone. between: the bones' transform,
+    poses: the result of the first step. margin_voxels: tissue that moves with a bone. between: the bones' transform,
     the rigid start, a grid -> what is written of that transform on it; `ExactBones` holds the exact one whatever it is.
     """
 
-    dense: Transform | None = None
     poses: Mapping[int, BonePose] | None = None
     margin_voxels: float = MARGIN_VOXELS
     between: Callable[[Polyrigid, Rigid, Grid], Displacement] = relative_field
@@ -65,9 +63,8 @@ class Options:
 @final
 @dataclass(frozen=True, eq=False)
 class ExactPath:
-    """dense: the guess, fixed mm -> moving mm. exact: bones and psi. onto: grid of what files hold. sampled: makes ``warp``."""
+    """exact: bones and psi. onto: grid of what files hold. sampled: makes ``warp``."""
 
-    dense: Transform = attribute(repr=False)
     exact: ExactBones
     onto: Grid = attribute(repr=False)
     sampled: Callable[[], Displacement] = attribute(repr=False)
@@ -82,6 +79,7 @@ def exact_path(
     case: Case,
     prepared: Case,
     start: Rigid,
+    dense: Transform,
     plan: Plan,
     ids: tuple[int, ...],
     bones: Bones,
@@ -90,11 +88,11 @@ def exact_path(
     outlined: Case | None = None,
     elsewhere: Callable[[], Start | None] | None = None,
 ) -> ExactPath | None:
-    """From a rigid start, fixed mm -> moving mm, to exact bones and soft tissue; None where no bone is in view.
+    """From a dense guess to exact bones and soft tissue; None where no bone is in view.
 
-    case: as given. prepared: from it. ids: labels that are bone. clock: told every step. outlined: whose labels say where bones
-    end, by default those of the case as given. elsewhere: asked for another start where no bone's pose is determined;
-    raises LostError where there is one.
+    case: as given. prepared: from it. start: rigid, fixed mm -> moving mm. dense: the guess from there (`dense_guess`). ids:
+    labels that are bone. clock: told every step. outlined: whose labels say where bones end, by default those of the case as
+    given. elsewhere: asked for another start where no bone's pose is determined; raises LostError where there is one.
     """
     chosen = Options() if options is None else options
     sides = sides_of(ids, bones, prepared)
@@ -106,10 +104,6 @@ def exact_path(
             if source is not None:
                 distance_maps(source, sorted(sides.keys() & source.ids()))
 
-    with clock("guess"):
-        dense = chosen.dense
-        if dense is None:
-            dense = dense_guess(case, prepared, start, plan, plan.seed, clock.told("guess"))
     ahead = beside(outlines) if torch.get_num_threads() > 1 else None
     with clock("poses"):
         found = chosen.poses
@@ -149,6 +143,6 @@ def exact_path(
         psi, history = soft_around(prepared, base, field, start, dense, soft, plan.seed, clock.told("soft"), uneven)
     exact = ExactBones(found, base, continued(psi, whole), history, gaps)
     if written is None:
-        return ExactPath(dense, exact, onto, lambda: stored_field(exact.flow, sampled(base), onto))
+        return ExactPath(exact, onto, lambda: stored_field(exact.flow, sampled(base), onto))
     warp = stored_field(exact.flow, written, onto)  # now, since motion takes as much memory as it does
-    return ExactPath(dense, exact, onto, lambda: warp)
+    return ExactPath(exact, onto, lambda: warp)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from osteomorph.geometry import Grid, sample
+from osteomorph.threads import spread
 
 
 def gradient(values: Float[Tensor, "*b c i j k"], grid: Grid) -> Float[Tensor, "*b c 3 i j k"]:
@@ -26,6 +27,11 @@ def gradient(values: Float[Tensor, "*b c i j k"], grid: Grid) -> Float[Tensor, "
 
 def _along_array(values: Float[Tensor, "*b c i j k"], grid: Grid) -> Float[Tensor, "*b c 3 i j k"]:
     """The same per mm along the array axes."""
+    return torch.stack(_differences(values, grid), -4)
+
+
+def _differences(values: Float[Tensor, "*b c i j k"], grid: Grid) -> list[Tensor]:
+    """The same, one tensor per axis."""
     per_axis = []
     for d, axis in enumerate((-3, -2, -1)):
         if values.shape[axis] == 1:
@@ -36,8 +42,8 @@ def _along_array(values: Float[Tensor, "*b c i j k"], grid: Grid) -> Float[Tenso
         first = values.narrow(axis, 1, 1) - values.narrow(axis, 0, 1)
         last = values.narrow(axis, n - 1, 1) - values.narrow(axis, n - 2, 1)
         parts = [first, inner, last] if inner is not None else [first, last]
-        per_axis.append(torch.cat(parts, axis) / float(grid.spacing_mm[d]))
-    return torch.stack(per_axis, -4)
+        per_axis.append(torch.cat(parts, axis).div_(float(grid.spacing_mm[d])))
+    return per_axis
 
 
 def along_axes(values: Float[Tensor, "n a b c"], matrices: Sequence[Tensor]) -> Float[Tensor, "n i j k"]:
@@ -56,6 +62,10 @@ def jacobian(vectors: Float[Tensor, "*b 3 i j k"], grid: Grid) -> Float[Tensor, 
 def determinant(matrices: Float[Tensor, "*b 3 3 i j k"]) -> Float[Tensor, "*b i j k"]:
     """Determinant of a 3x3 matrix at every voxel."""
     (a, b, c), (d, e, f), (g, h, i) = [[matrices[..., r, s, :, :, :] for s in range(3)] for r in range(3)]
+    return _determinant(a, b, c, d, e, f, g, h, i)
+
+
+def _determinant(a: Tensor, b: Tensor, c: Tensor, d: Tensor, e: Tensor, f: Tensor, g: Tensor, h: Tensor, i: Tensor) -> Tensor:
     return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
 
 
@@ -64,16 +74,20 @@ def jacobian_determinant(vectors: Float[Tensor, "*b 3 i j k"], grid: Grid) -> Fl
 
     Taken along the array axes, where it is the same, and in slabs: nine derivatives of a large field are more than it all.
     """
-    turn = torch.as_tensor(grid.direction.T.copy(), dtype=vectors.dtype, device=vectors.device)
-    identity = torch.eye(3, dtype=vectors.dtype, device=vectors.device)[:, :, None, None, None]
-    parts, n = [], vectors.shape[-3]
-    for planes, _ in grid.slabs():
+    turn, n = torch.as_tensor(grid.direction.T.copy(), dtype=vectors.dtype, device=vectors.device), vectors.shape[-3]
+
+    def of(slab: tuple[slice, Grid]) -> Tensor:
+        planes, _ = slab
         low, high = max(0, planes.start - 1), min(n, planes.stop + 1)
         part = vectors.narrow(-3, low, high - low)
         turned = (turn @ part.flatten(-3)).unflatten(-1, part.shape[-3:])
-        found = determinant(_along_array(turned, grid) + identity)
-        parts.append(found.narrow(-3, planes.start - low, planes.stop - planes.start))
-    return torch.cat(parts, -3)
+        rises = [
+            rise.narrow(-3, planes.start - low, planes.stop - planes.start).unbind(-4) for rise in _differences(turned, grid)
+        ]
+        (a, d, g), (b, e, h), (c, f, i) = rises
+        return _determinant(1 + a, b, c, d, 1 + e, f, g, h, 1 + i)
+
+    return torch.cat(list(spread(of, grid.slabs(8))), -3)
 
 
 def compose(outer: Float[Tensor, "*b 3 i j k"], inner: Float[Tensor, "*b 3 i j k"], grid: Grid) -> Float[Tensor, "*b 3 i j k"]:

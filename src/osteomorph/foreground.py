@@ -4,9 +4,10 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from osteomorph.geometry import Grid, sample
+from osteomorph.geometry import sample
 from osteomorph.image import Image
 from osteomorph.kept import kept
+from osteomorph.resampling import finer
 
 SPACING_MM = 4.0
 """At which the body is told from air."""
@@ -29,7 +30,7 @@ def foreground(image: Image, margin_mm: float = 6.0) -> Image:
     body = _filled(body)
     reach = ndimage.distance_transform_edt(~body, sampling=coarse.spacing_mm) if not body.all() else np.zeros(coarse.shape)
     weight = torch.as_tensor((reach <= margin_mm).astype(np.float32))[None]
-    return image.with_data(_onto(weight, coarse, image.grid).to(image.data.dtype))
+    return image.with_data((finer(weight, coarse, image.grid) >= 0.5).to(image.data.dtype))
 
 
 def _filled(body: np.ndarray) -> np.ndarray:
@@ -39,11 +40,4 @@ def _filled(body: np.ndarray) -> np.ndarray:
         for k in range(body.shape[axis]):
             plane = (slice(None),) * axis + (k,)
             out[plane] |= ndimage.binary_fill_holes(body[plane])
-    return out
-
-
-def _onto(weight: torch.Tensor, coarse: Grid, grid: Grid) -> torch.Tensor:
-    out = torch.empty(1, *grid.shape)
-    for planes, part in grid.slabs():
-        out[:, planes] = (sample(weight, coarse, part.points().flatten(1)) >= 0.5).float().unflatten(-1, part.shape)
     return out

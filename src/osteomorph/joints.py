@@ -22,6 +22,9 @@ WATCHED_MM = 10.0
 Gaps = Mapping[tuple[int, int], float]
 """Labels of two bones, the lower one first -> width left between their rigid regions in mm."""
 
+OPEN_MM = 0.05
+"""By which a joint may close on the way before another kind of path is looked at."""
+
 STEP_MM = 0.5
 """Of two bones against each other, from one look at a path to the next."""
 
@@ -59,11 +62,13 @@ class Joints:
         """The kind along which no joint closes more than it is closed at either end, or the one that closes least."""
         if len(self.bones) == 1:
             return "screw"
-        closing = {}
+        closing: dict[PathKind, float] = {}
         for kind in PATH_KINDS:
             gaps = np.minimum(pair_gaps(self.bones, self.path(kind, min(self.samples, 9))), WATCHED_MM)
             closing[kind] = float((np.minimum(gaps[0], gaps[-1]) - gaps.min(0)).max())
-        return min(PATH_KINDS, key=lambda kind: max(closing[kind], 0.05))
+            if closing[kind] <= OPEN_MM:
+                return kind
+        return min(closing, key=lambda kind: closing[kind])
 
 
 def _travel(bones: list[DistanceMap], ends: np.ndarray) -> float:

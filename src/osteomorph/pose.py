@@ -384,7 +384,7 @@ def _covariance(here: Patch, other: Side, pose: Rigid) -> np.ndarray:
         return np.diag([np.inf] * 6)
     gradient = torch.einsum("can,cn->an", (own + theirs) / 2 * weight, difference).double()
     cube = (here.index * torch.as_tensor(here.lattice.spacing_mm)[:, None] / BLOCK_MM).floor().long()
-    _, block = torch.unique(cube, dim=1, return_inverse=True)
+    block = cube[0] + (cube[1] + cube[2] * (1 + cube[1].max())) * (1 + cube[0].max())
     sums = torch.zeros(6, int(block.max()) + 1, dtype=torch.float64).index_add_(1, block, gradient)
     values, vectors = np.linalg.eigh((cross + cross.T) / 2)
     inverse = vectors / np.maximum(values, WEAKEST * largest) @ vectors.T

@@ -29,7 +29,7 @@ SEARCH = DiscretePlan(
         DiscreteLevel(features="network", spacing_mm=8.0, stride=1, reach_mm=24.0, rigid=True),
         DiscreteLevel(features="network", spacing_mm=8.0, stride=1, reach_mm=16.0, rigid=True),
         DiscreteLevel(features="network", spacing_mm=4.0, stride=3, reach_mm=8.0),
-        DiscreteLevel(spacing_mm=2.0, stride=3, reach_mm=4.0),
+        DiscreteLevel(spacing_mm=2.0, stride=3, reach_mm=2.0),
     ),
 )
 """The wide search: the network's features from far off, then MIND-SSC."""
@@ -41,6 +41,7 @@ def default() -> Plan:
         update={
             "name": "default",
             "prepare": PreparePlan(most_voxels=16_000_000),
+            "initialise": InitialisePlan(spacings_mm=(8.0, 4.0)),
             "bones": "exact",
             "discrete": SEARCH,
             "pose": PosePlan(spacings_mm=(2.0, 1.0), search_deg=0.0),

@@ -11,6 +11,7 @@ from osteomorph.case import Case
 from osteomorph.clock import Clock
 from osteomorph.descent import Progress
 from osteomorph.errors import InputError
+from osteomorph.exact_bones import dense_guess
 from osteomorph.exact_path import LostError, exact_path
 from osteomorph.foreground import foreground
 from osteomorph.geometry import Grid, overlap_mm3
@@ -35,10 +36,10 @@ from osteomorph.refine import refine as optimise
 from osteomorph.result import Registration
 from osteomorph.start_bones import LOST, elsewhere, images_or_bones
 from osteomorph.stored_fields import stored_grid
+from osteomorph.threads import beside
 from osteomorph.threads import threads as limited
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
 from osteomorph.unlabelled import bones_found, in_view, looked_ahead, with_found_bones
-from osteomorph.wide_guess import wide_field
 
 
 def register(
@@ -108,9 +109,17 @@ def register(
             raise InputError(
                 "The fields of view do not overlap after the rigid start. Give labels of both images or --initial."
             )
+        whole, dense = prepared, None
+        find = partial(bones_found, case, start.rigid, ahead=ahead)
+        finding = beside(find) if look and torch.get_num_threads() > 1 else None
+        if chosen.bones == "exact":
+            prepared = cropped_moving(prepared, start.rigid)
+            if ids.rigid or look or not chosen.refine.levels:
+                with clock("guess"):
+                    dense = dense_guess(case, prepared, start.rigid, chosen, chosen.seed, clock.told("guess"))
         if look:
             with clock("find bones"):
-                found_in = bones_found(case, start.rigid, ahead=ahead)
+                found_in = find() if finding is None else finding.result()
                 shown = in_view(found_in, case, start.rigid)
                 if shown:
                     notes = (*notes, *found_in.notes)
@@ -121,14 +130,12 @@ def register(
                         chosen = chosen.model_copy(update={"soft": chosen.soft.model_copy(update={"around": "margin"})})
         look_again = None
         if look and start.method == "images":
-            look_again = partial(elsewhere, case, prepared, chosen.initialise, chosen.seed, start.rigid)
-        if chosen.bones == "exact":
-            prepared = cropped_moving(prepared, start.rigid)
-        if chosen.bones == "exact" and ids.rigid:
+            look_again = partial(elsewhere, case, whole, chosen.initialise, chosen.seed, start.rigid)
+        if dense is not None and ids.rigid:
             outlined = None if found_in is None else found_in.outlined(case, prepared)
             try:
                 found = exact_path(
-                    case, prepared, start.rigid, chosen, ids.rigid, bones, clock, outlined=outlined, elsewhere=look_again
+                    case, prepared, start.rigid, dense, chosen, ids.rigid, bones, clock, outlined=outlined, elsewhere=look_again
                 )
             except LostError as lost:
                 again = register(
@@ -146,11 +153,9 @@ def register(
         if learned is not None:
             with clock("network"):
                 guess = learned.field_of(on_fixed_grid(prepared, start.rigid, chosen).to(where))
-        elif chosen.bones == "exact" and not chosen.refine.levels and chosen.discrete.levels:
-            with clock("guess"):
-                onto = stored_grid(prepared.fixed.grid, chosen.refine.field_spacing_mm)
-                wide = wide_field(case, prepared, start.rigid, chosen.discrete, clock.told("guess"))
-                guess = Displacement(wide.displacement(onto), onto)
+        elif dense is not None and not chosen.refine.levels:
+            onto = stored_grid(prepared.fixed.grid, chosen.refine.field_spacing_mm)
+            guess = Displacement(start.rigid.inverse().after(dense).displacement(onto), onto)
         with clock("refine"):
             carried = resampled_case(prepared, start.rigid)
             if carried.fixed_mask is None and chosen.refine.foreground:

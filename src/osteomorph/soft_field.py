@@ -14,11 +14,12 @@ from osteomorph.agreement import agreed
 from osteomorph.case import Case
 from osteomorph.descent import Progress, descend
 from osteomorph.distances import DistanceMap
-from osteomorph.geometry import Grid, sample
+from osteomorph.geometry import Grid
 from osteomorph.objective import Alignment, Objective
 from osteomorph.plan import Level, SoftPlan
 from osteomorph.refine import smoothed, terms
 from osteomorph.regularity import Bending, Diffusion
+from osteomorph.resampling import finer
 from osteomorph.spline import Basis, Roughness
 from osteomorph.threads import spread
 from osteomorph.transforms import Displacement, Velocity
@@ -59,10 +60,10 @@ def soft_field(
     total = sum(level.iterations for level in plan.levels)
     told = None if progress is None else lambda done: progress("soft", done, total)
     found: list[tuple[Basis, Tensor]] = []
-    before = torch.zeros(3, *grid.shape, dtype=case.fixed.data.dtype)
     if guess is not None and plan.begin == "guess":
-        for planes, part in grid.slabs():
-            before[:, planes] += sample(guess.vectors, guess.grid, part.points().flatten(1)).unflatten(1, part.shape)
+        before = finer(guess.vectors, guess.grid, grid)
+    else:
+        before = torch.zeros(3, *grid.shape, dtype=case.fixed.data.dtype)
     for level in plan.levels:
         seen = smoothed(case, level.smooth_mm)
         similarity = Objective([term for term in terms(plan, level, case, ()) if not isinstance(term[2], (Bending, Diffusion))])
