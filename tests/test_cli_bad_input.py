@@ -167,7 +167,7 @@ def test_a_bad_image_is_refused(pair, side, spoil):
 @pytest.mark.parametrize("command", ["register", "prepare"])
 def test_other_files_are_refused_by_their_content(pair, command):
     (pair / "scan.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 100)
-    refused(pair, "-m", pair / "scan.dcm", command=command, says=["scan.dcm", "convert DICOM"])
+    refused(pair, "-m", pair / "scan.dcm", command=command, says=["scan.dcm", "no DICOM image"])
     shutil.copy(pair / "fixed.nii.gz", pair / "fixed.nii")
     refused(pair, "-f", pair / "fixed.nii", command=command, says=["fixed.nii", ".nii.gz"])
 

@@ -19,8 +19,9 @@ from osteomorph.cli import app
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
+from osteomorph.io import digest
 from osteomorph.registration import register
-from osteomorph.report import Material, _sha256, material_from, shown_command, without_folders, write_report
+from osteomorph.report import Material, material_from, shown_command, without_folders, write_report
 from osteomorph.report_cohort import Entry, cohort_page, entry, worst_first, write_cohort
 from osteomorph.report_page import json_script, page
 from osteomorph.report_volumes import MOVED, bones_packed, cells, edges, images_packed, shown_grid, surface
@@ -93,7 +94,7 @@ def folder(tmp_path):
     io.write_image(out / "moved.nii.gz", resample(moving, transform, grid))
     io.write_displacement(out / "displacement.nii.gz", transform, grid)
     io.write_transform(out / "inverse.h5", transform.inverse())
-    inputs = {side: _sha256(tmp_path / f"{side}.nii.gz") for side in ("fixed", "moving")}
+    inputs = {side: digest(tmp_path / f"{side}.nii.gz") for side in ("fixed", "moving")}
     words = ["osteomorph", "register", "-f", str(tmp_path / "fixed.nii.gz"), f"--moving={tmp_path / 'moving.nii.gz'}"]
     matrix = {"method": "given", "matrix": start.matrix}
     io.write_json(out / "result.json", {**RECORD, "command": words, "inputs": inputs, "start": matrix})
@@ -189,7 +190,7 @@ def test_header_text_of_the_inputs_stays_out(folder, monkeypatch):
     nib.save(again, source)
     assert b"DOE_JANE" in gzip.decompress(source.read_bytes())
     record = json.loads((folder / "result.json").read_text())
-    record["inputs"]["fixed"] = _sha256(source)
+    record["inputs"]["fixed"] = digest(source)
     io.write_json(folder / "result.json", record)
     monkeypatch.setattr("osteomorph.report_page.asset", lambda name: "")  # data of the viewer, whether it was built or not
     content = page(material_from(folder))

@@ -179,8 +179,8 @@ def _targets(sources: list[Path], folder: Path, overwrite: bool, also_read: list
     targets = [folder / _result_name(source) for source in sources]
     read = {path.resolve() for path in [*sources, *also_read]}
     for source, target in zip(sources, targets, strict=True):
-        if not source.is_file():
-            raise InputError(f"{source} is not a file. Check the path; images, label maps and points (.csv) can be carried.")
+        if not source.exists():
+            raise InputError(f"{source} does not exist. Check the path; images, label maps and points (.csv) can be carried.")
         if target.resolve() in read:
             raise InputError(f"{target} would replace a file that is read. Name another folder with -o.")
         if target.exists() and not overwrite:
@@ -191,7 +191,11 @@ def _targets(sources: list[Path], folder: Path, overwrite: bool, also_read: list
 
 
 def _result_name(source: Path) -> str:
-    """The input's own, but one file where its format splits header and voxels into two."""
+    """The input's own, but one file where its format splits header and voxels into two, and NIfTI for a DICOM series."""
+    from osteomorph.io.files import is_dicom
+
+    if is_dicom(source):
+        return f"{source.resolve().name.removesuffix('.dcm')}.nii.gz"
     single = {".mhd": ".mha", ".nhdr": ".nrrd"}.get(source.suffix.lower())
     return source.name if single is None else source.with_suffix(single).name
 

@@ -26,13 +26,15 @@ def describe(path: Path) -> Facts:
 
     What makes a file unfit for registration is the fact named "problem". Raises InputError for a file that cannot be read.
     """
-    from osteomorph.io.files import ITK, NIFTI, existing, suffix
+    from osteomorph.io.files import ITK, NIFTI, existing, is_dicom, suffix
     from osteomorph.io.itk import TRANSFORMS
 
     if str(path) in recipe_names() and not path.exists():
         return _plan(recipe(str(path)))
     if path.is_dir() and (path / "result.json").is_file():
         return _result(path / "result.json")
+    if is_dicom(path):
+        return _volume(path)
     ending = suffix(existing(path))
     if ending in NIFTI + ITK:
         return _volume(path)
@@ -70,6 +72,8 @@ def _volume(path: Path) -> Facts:
     head = read_header(path)
     kind = f"{head.dtype}{', scaled by the header' if head.scaled else ''}"
     facts = ([("voxels", _by(head.shape))] if head.grid is None else grid_facts(head.grid)) + [("stored as", kind)]
+    if head.files:
+        facts = [("DICOM series", f"{len(head.files)} files, {head.files[0].name} to {head.files[-1].name}"), *facts]
     if head.components == 3 or (len(head.shape) == 5 and head.shape[-1] == 3):
         frame = {1006: "RAS (intent 1006)", 1007: "LPS (intent 1007)"}.get(head.intent, "LPS (ITK)")
         return [("kind", f"displacement in {frame}"), *facts, *transform_facts(read_transform(path))]

@@ -113,12 +113,6 @@ def _listed(ids: Sequence[int]) -> str:
 
 def _sha256(given: object) -> str:
     """Of a file's bytes, or of an object's voxels and grid."""
-    digest = hashlib.sha256()
-    if isinstance(given, (Image, Labels)):
-        digest.update(given.data.numpy().tobytes())
-        digest.update(given.grid.affine.tobytes())
-    else:
-        with open(str(given), "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    if not isinstance(given, (Image, Labels)):
+        return io.digest(str(given))
+    return hashlib.sha256(given.data.numpy().tobytes() + given.grid.affine.tobytes()).hexdigest()

@@ -1,6 +1,5 @@
 """A result that people look at: ``report.html``, one file that needs no network."""
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -184,21 +183,19 @@ def commanded(record: Mapping[str, Any], name: str) -> str | None:
 
 
 def _input(record: Mapping[str, Any], name: str, given: Path | None) -> Path | None:
-    digest = record.get("inputs", {}).get(name)
-    if given is not None:
-        from osteomorph.io.files import existing
+    from osteomorph.io import digest
 
-        if digest is not None and _sha256(existing(given)) != digest:
+    wanted = record.get("inputs", {}).get(name)
+    if given is not None:
+        if wanted is not None and digest(given) != wanted:
             raise InputError(f"{given} is not the {name.replace('_', ' ')} that was registered (another SHA-256). Give that.")
         return given
     word = commanded(record, name)
     found = None if word is None else Path(word)
-    return found if found is not None and found.is_file() and _sha256(found) == digest else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        return found if found is not None and digest(found) == wanted else None
+    except InputError:  # no longer there, or something else by now
+        return None
 
 
 def _named(labels: Labels, names: dict[int, str]) -> Labels:

@@ -58,7 +58,7 @@ def test_missing_file(tmp_path, read):
 
 def test_folder(tmp_path):
     (tmp_path / "series").mkdir()
-    refused(read_image, tmp_path / "series", "is a folder", "dcm2niix")
+    refused(read_image, tmp_path / "series", "is a folder", "DICOM series")
 
 
 def test_empty_file(tmp_path):
@@ -89,7 +89,7 @@ def test_nifti_under_another_name(tmp_path):
 
 def test_dicom_file(tmp_path):
     (tmp_path / "slice.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\2\0\0\0" * 40)
-    refused(read_image, tmp_path / "slice.dcm", "end in .dcm are not read", "dcm2niix")
+    refused(read_image, tmp_path / "slice.dcm", "holds no DICOM image, or is damaged")
 
 
 @pytest.mark.parametrize("part", [0.02, 0.5, 0.95])

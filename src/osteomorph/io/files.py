@@ -29,9 +29,7 @@ def existing(path: PathLike) -> Path:
     """
     path = Path(path)
     if path.is_dir():
-        raise InputError(
-            f"{path} is a folder, not a file. Give one file; convert a DICOM series to NIfTI first, for example with dcm2niix."
-        )
+        raise InputError(f"{path} is a folder, not a file. Give one file.")
     if not path.exists():
         raise InputError(f"{path} does not exist. Check the path.")
     try:
@@ -43,11 +41,20 @@ def existing(path: PathLike) -> Path:
     return path
 
 
+def is_dicom(path: PathLike) -> bool:
+    """Whether it is a folder, which may hold a series, or a file that begins like DICOM and is not named otherwise."""
+    path = Path(path)
+    return path.is_dir() or (suffix(path) not in NIFTI + ITK and path.is_file() and _content(existing(path)) == "DICOM")
+
+
 def volume_format(path: PathLike) -> str:
-    """``"nifti"`` or ``"itk"``, by the name's ending, checked against the first bytes.
+    """``"nifti"`` or ``"itk"``, by the name's ending, checked against the first bytes; ``"dicom"`` for a folder, and for a file
+    that begins like one, whatever its name.
 
     Raises InputError: as `existing`, or the name's ending is none we read, or the content is something else.
     """
+    if is_dicom(path):
+        return "dicom"
     path = existing(path)
     ending = suffix(path)
     content = _content(path)
@@ -63,7 +70,7 @@ def volume_format(path: PathLike) -> str:
     return "nifti" if ending in NIFTI else "itk"
 
 
-_READABLE = f"Give one of {', '.join(NIFTI + ITK)}; convert DICOM to NIfTI first, for example with dcm2niix."
+_READABLE = f"Give one of {', '.join(NIFTI + ITK)}, or a DICOM series (its folder, or one of its files)."
 _ENDING = {"NIfTI": ".nii", "compressed NIfTI": ".nii.gz", "NRRD": ".nrrd", "MetaImage": ".mha"}
 
 

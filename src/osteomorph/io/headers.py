@@ -26,13 +26,14 @@ class HeaderWarning(UserWarning):
 class Header:
     """What is known before voxels are loaded.
 
-    path: the file.
+    path: the file, or a DICOM series' folder.
     shape: all axes as stored, also those beyond the third.
     dtype: of the voxels on disk, native byte order.
     grid: of the first three axes; None for a file with fewer.
     scaled: whether stored values are multiplied or shifted on reading.
     intent: NIfTI intent code; 1006 and 1007 are vectors. 0 for other formats.
     components: values per voxel.
+    files: of a DICOM series, in the order of its slices.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Header:
     scaled: bool = False
     intent: int = 0
     components: int = 1
+    files: tuple[Path, ...] = ()
 
     @property
     def voxels(self) -> int:

@@ -1,8 +1,10 @@
 """Images, labels and masks from files, checked; and back. The format follows from the name's ending."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ import torch
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
-from osteomorph.io import itk, nifti
+from osteomorph.io import dicom, itk, nifti
 from osteomorph.io.files import ITK, NIFTI, PathLike, existing, suffix, volume_format
 from osteomorph.io.headers import Header
 
@@ -22,6 +24,9 @@ SAME_GRID = 0.05
 
 MOST_LABELS = 4096
 
+_READERS: dict[str, ModuleType] = {"nifti": nifti, "itk": itk, "dicom": dicom}
+"""By `volume_format`."""
+
 
 def read_header(path: PathLike) -> Header:
     """What the file says of itself; no voxels are loaded.
@@ -29,7 +34,20 @@ def read_header(path: PathLike) -> Header:
     Raises InputError: missing, unsupported or damaged, or its geometry cannot be used.
     """
     path = Path(path)
-    return nifti.header(path) if volume_format(path) == "nifti" else itk.header(path)
+    return _READERS[volume_format(path)].header(path)
+
+
+def digest(path: PathLike) -> str:
+    """SHA-256 of a volume's file; of a DICOM series, of its files by name, one after the other.
+
+    Raises InputError: missing, or no volume.
+    """
+    path, found = Path(path), hashlib.sha256()
+    for file in dicom.files(path) if volume_format(path) == "dicom" else [path]:
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                found.update(block)
+    return found.hexdigest()
 
 
 def read_image(path: PathLike) -> Image:
@@ -176,7 +194,7 @@ def _volume(path: Path) -> tuple[np.ndarray, Grid, Header]:
             f"{path} is {shape[axis]} voxel(s) thin along array axis {axis} ({text} voxels). "
             f"Give a volume of at least {THINNEST} along every axis."
         )
-    voxels = (nifti if suffix(path) in NIFTI else itk).voxels(head)
+    voxels = _READERS[volume_format(path)].voxels(head)
     return voxels.reshape(shape[:3]), head.grid, head
 
 

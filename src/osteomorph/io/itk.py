@@ -27,7 +27,7 @@ TRANSFORMS = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
 RIGID_TOLERANCE = 1e-4
 """How far from orthonormal a rotation read from a file may be; text files round."""
 
-_DTYPES = {
+DTYPES = {
     sitk.sitkUInt8: np.uint8,
     sitk.sitkInt8: np.int8,
     sitk.sitkUInt16: np.uint16,
@@ -75,7 +75,7 @@ def header(path: Path) -> Header:
     grid = None
     if len(shape) >= 3:
         grid = repaired_grid(shape[:3], _affine(reader.GetDirection(), reader.GetSpacing(), reader.GetOrigin()), path)
-    dtype = np.dtype(_DTYPES[reader.GetPixelID()])
+    dtype = np.dtype(DTYPES[reader.GetPixelID()])
     return Header(path, shape, dtype, grid, components=reader.GetNumberOfComponents())
 
 

@@ -1,0 +1,213 @@
+"""DICOM series, given as their folder or one of their files, through SimpleITK (GDCM). Their world is LPS, like ITK's."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import final
+
+import numpy as np
+import SimpleITK as sitk
+
+from osteomorph.errors import InputError
+from osteomorph.io.files import is_dicom
+from osteomorph.io.headers import Header, repaired_grid
+from osteomorph.io.itk import DTYPES, FLIP
+
+FEWEST = 4
+"""Images of a series that may be a volume; localisers, and files without an image (structures, plans), are fewer."""
+
+UNEVEN = 0.02
+"""Part of the step between two slices, and mm, by which steps may differ; headers round."""
+
+SAME = 1e-3
+"""By which directions (cosines) and spacings (mm) may."""
+
+MOST_LISTED = 6
+
+INDEX = "DICOMDIR"
+"""A file that lists others."""
+
+SERIES, DESCRIPTION, MODALITY = "0020|000e", "0008|103e", "0008|0060"
+BITS, SIGNED, INTERCEPT, SLOPE = "0028|0101", "0028|0103", "0028|1052", "0028|1053"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Plane:
+    """One file: size in voxels, spacing in mm and directions (columns) of its axes, its first voxel's centre in LPS mm, and its
+    tags."""
+
+    file: Path
+    size: tuple[int, ...]
+    spacing_mm: np.ndarray
+    direction: np.ndarray
+    corner_mm: np.ndarray
+    pixel: int
+    components: int
+    tags: dict[str, str]
+
+    @classmethod
+    def of(cls, file: Path) -> "_Plane":
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(file))
+        try:
+            with _quietly():
+                reader.ReadImageInformation()
+        except RuntimeError:
+            raise InputError(f"{file} holds no DICOM image, or is damaged. Give the series of a CT or an MR.") from None
+        tags = {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys() if key in _TAGS}
+        return cls(
+            file,
+            tuple(reader.GetSize()),
+            np.array(reader.GetSpacing())[:2],
+            np.reshape(reader.GetDirection(), (reader.GetDimension(),) * 2)[:3, :3],
+            np.array(reader.GetOrigin())[:3],
+            reader.GetPixelID(),
+            reader.GetNumberOfComponents(),
+            tags,
+        )
+
+    def parallel(self, other: "_Plane") -> bool:
+        """Whether both are slices of one volume, as far as their axes go."""
+        return (
+            self.size == other.size
+            and bool(np.abs(self.spacing_mm - other.spacing_mm).max() < SAME)
+            and bool(np.abs(self.direction - other.direction).max() < SAME)
+        )
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of its values as they are read: whole numbers that fit take 16 bits, which ITK does not see."""
+        dtype = np.dtype(DTYPES[self.pixel])
+        if dtype.kind == "f":
+            return np.dtype(np.float32)
+        slope, bits = float(self.tags.get(SLOPE) or 1), int(self.tags.get(BITS) or 16)
+        ends = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if self.tags.get(SIGNED) == "1" else [0, 2**bits - 1])
+        ends = ends * slope + float(self.tags.get(INTERCEPT) or 0)
+        fits = ends.min() >= -(2**15) and ends.max() < 2**15
+        return np.dtype(np.int16) if fits and dtype.itemsize > 2 else dtype
+
+
+_TAGS = (SERIES, DESCRIPTION, MODALITY, BITS, SIGNED, INTERCEPT, SLOPE)
+
+
+def files(path: Path) -> list[Path]:
+    """Of the series that a file belongs to, or of the only one in a folder that may be a volume, by name.
+
+    Raises InputError: no DICOM, several such series, or a file that is damaged.
+    """
+    folder = path if path.is_dir() else path.parent
+    given = "" if path.is_dir() else _Plane.of(path).tags.get(SERIES, "")
+    with _quietly():
+        found = {uid: _files(folder, uid) for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))}
+    known = {file.name for names in found.values() for file in names} | {INDEX}
+    lost = [file for file in sorted(folder.iterdir()) if file.name not in known and is_dicom(file) and file.is_file()]
+    if lost:
+        raise InputError(f"{lost[0]} is truncated or damaged, so its series cannot be read. Copy or export it again.")
+    if given:
+        return found[given]
+    if not found:
+        raise InputError(f"{path} is a folder without DICOM images. Give a file, or the folder that holds one DICOM series.")
+    volumes = {uid: names for uid, names in found.items() if len(names) >= FEWEST} or found
+    if len(volumes) > 1:
+        listed = ", ".join(map(_told, list(volumes.values())[:MOST_LISTED]))
+        more = f" and {len(volumes) - MOST_LISTED} more" if len(volumes) > MOST_LISTED else ""
+        raise InputError(f"{path} holds {len(volumes)} DICOM series: {listed}{more}. Give one file of the one that is meant.")
+    return next(iter(volumes.values()))
+
+
+def header(path: Path) -> Header:
+    """Of a series as a volume, its slices in the order of their places.
+
+    Raises InputError: as `files`; several values per voxel or frames per file, slices that are not parallel, more than one at a
+    place, uneven steps between them, or a gantry tilt.
+    """
+    planes = [_Plane.of(file) for file in files(path)]
+    first = planes[0]
+    if len(first.size) > 2 and first.size[2] > 1:
+        raise InputError(f"{path} holds {first.size[2]} frames in one file (enhanced DICOM). Convert it with dcm2niix first.")
+    if (other := next((plane for plane in planes if not plane.parallel(first)), None)) is not None:
+        raise InputError(
+            f"{path}: {first.file.name} and {other.file.name} differ in size, spacing or orientation. "
+            "Give a series of parallel slices."
+        )
+    normal = np.cross(first.direction[:, 0], first.direction[:, 1])
+    planes.sort(key=lambda plane: float(plane.corner_mm @ normal))
+    affine = np.eye(4)
+    affine[:3, :2] = first.direction[:, :2] * first.spacing_mm
+    affine[:3, 2] = _step(path, planes, normal)
+    affine[:3, 3] = planes[0].corner_mm
+    shape = (*first.size[:2], len(planes))
+    kinds = {plane.dtype for plane in planes}
+    dtype = first.dtype if len(kinds) == 1 else np.dtype(np.float32)
+    names = tuple(plane.file for plane in planes)
+    return Header(path, shape, dtype, repaired_grid(shape, FLIP @ affine, path), components=first.components, files=names)
+
+
+def voxels(head: Header) -> np.ndarray:
+    """Voxels (i, j, k) of a series, rescaled as its files say (CT: Hounsfield units).
+
+    Raises InputError: damaged.
+    """
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames([str(file) for file in head.files])
+    reader.SetOutputPixelType(next(pixel for pixel, dtype in DTYPES.items() if dtype == head.dtype))
+    try:
+        with _quietly():
+            return sitk.GetArrayFromImage(reader.Execute()).T
+    except RuntimeError:
+        raise InputError(f"{head.path}: a file of the series is truncated or damaged. Copy or export it again.") from None
+
+
+# -- helpers ------------------------------------------------------------------------------------------------------------
+def _files(folder: Path, series: str) -> list[Path]:
+    with _quietly():
+        return sorted(Path(name) for name in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series))
+
+
+def _told(names: list[Path]) -> str:
+    try:
+        tags = _Plane.of(names[0]).tags
+    except InputError:
+        tags = {}
+    what = f"{tags.get(DESCRIPTION) or 'without a name'} ({tags.get(MODALITY) or 'no image'}"
+    return f"{what}, {len(names)} file{'s' * (len(names) > 1)}, {names[0].name})"
+
+
+def _step(path: Path, planes: list[_Plane], normal: np.ndarray) -> np.ndarray:
+    """From one slice to the next, LPS mm."""
+    if len(planes) == 1:
+        return normal
+    steps = np.diff([float(plane.corner_mm @ normal) for plane in planes])
+    usual = float(np.median(steps))
+    at = int(steps.argmin())
+    if steps[at] < UNEVEN * max(usual, 1.0):
+        raise InputError(
+            f"{path} holds several images of one place ({planes[at].file.name}, {planes[at + 1].file.name}): echoes, times or "
+            "diffusion weights, or headers without places. Convert it with dcm2niix and give one of its volumes."
+        )
+    at = int(np.abs(steps - usual).argmax())
+    if abs(steps[at] - usual) > UNEVEN * max(usual, 1.0):
+        raise InputError(
+            f"{path}: its slices lie {usual:.4g} mm apart, but {planes[at].file.name} and {planes[at + 1].file.name} "
+            f"{steps[at]:.4g} mm. A file may be missing; export the series again, or resample it to even steps."
+        )
+    return np.asarray((planes[-1].corner_mm - planes[0].corner_mm) / (len(planes) - 1))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what GDCM prints of files that it leaves out, which is one switch for all threads."""
+    with _switch:
+        _shown.append(sitk.ProcessObject.GetGlobalWarningDisplay())
+        sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        with _switch:  # the last one out leaves it as the first one found it
+            sitk.ProcessObject.SetGlobalWarningDisplay(_shown.pop() and not _shown)
+
+
+_switch, _shown = Lock(), list[bool]()

@@ -1,0 +1,235 @@
+"""DICOM series: folders and files as scanners export them, in any orientation, and those that are refused."""
+
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from conftest import GRIDS, oblique_grid
+from typer.testing import CliRunner
+
+from osteomorph.apply import apply_transform
+from osteomorph.cli import app
+from osteomorph.describe import describe
+from osteomorph.errors import InputError
+from osteomorph.geometry import Grid
+from osteomorph.image import Image
+from osteomorph.io import dicom, digest, read_header, read_image, write_image, write_transform
+from osteomorph.transforms import Rigid
+
+LPS = np.diag([-1.0, -1.0, 1.0])
+WHOLE = {"0028|0100": "16", "0028|0101": "16", "0028|0102": "15", "0028|0103": "1"}
+"""How values are stored, which ITK has to be told of a rescaled series."""
+
+
+def write_series(folder, values, grid, uid="1.2.3", names=None, slope=1.0, intercept=0.0, corner=None, **tags):
+    """One file per plane along the third axis of a RAS grid. corner: plane -> where it lies instead, RAS mm."""
+    folder.mkdir(exist_ok=True)
+    kept = sitk.ImageFileWriter()
+    kept.SetImageIO("GDCMImageIO")
+    kept.KeepOriginalImageUIDOn()
+    for k in range(grid.shape[2]):
+        dtype = np.int16 if slope == int(slope) and not WHOLE.keys() & tags.keys() else np.float32
+        plane = sitk.GetImageFromArray(values[:, :, k].T.astype(dtype))
+        plane.SetSpacing([float(h) for h in grid.spacing_mm[:2]])
+        place = (grid.affine @ [0, 0, k, 1])[:3] if corner is None else corner(k)
+        told = {
+            "0008|0060": "CT",
+            "0020|000d": "1.2",
+            "0020|000e": uid,
+            "0008|0018": f"{uid}.{k + 1}",
+            "0020|0032": "\\".join(f"{v:.8f}" for v in LPS @ place),
+            "0020|0037": "\\".join(f"{v:.10f}" for v in (LPS @ grid.direction[:, :2]).T.ravel()),
+            "0028|1053": str(slope),
+            "0028|1052": str(intercept),
+            **(WHOLE if slope != int(slope) else {}),
+            **tags,
+        }
+        for tag, value in told.items():
+            plane.SetMetaData(tag, value)
+        kept.SetFileName(str(folder / (names[k] if names else f"IM{k:04d}.dcm")))
+        kept.Execute(plane)
+    return folder
+
+
+def ct(grid, seed=0):
+    return np.random.default_rng(seed).integers(-1000, 1500, grid.shape).astype(float)
+
+
+def right_handed(grid):
+    """With a third axis that is the cross product of the other two, as DICOM has it."""
+    affine = grid.affine.copy()
+    if np.linalg.det(affine[:3, :3]) < 0:
+        affine[:3, 3] += affine[:3, 2] * (grid.shape[2] - 1)
+        affine[:3, 2] *= -1
+    return Grid(grid.shape, affine)
+
+
+@pytest.mark.parametrize("name", [*GRIDS, "tilted"])
+def test_a_series_is_the_volume_it_was_cut_from(tmp_path, name):
+    grid = right_handed(oblique_grid((7, 9, 6)) if name == "tilted" else GRIDS[name])
+    values = ct(grid)
+    order = np.random.default_rng(1).permutation(grid.shape[2])
+    folder = write_series(tmp_path / "series", values, grid, names=[f"{n}" for n in order], intercept=-1024.0)
+    image = read_image(folder)
+    assert image.grid.isclose(grid, 1e-4)
+    np.testing.assert_array_equal(image.data[0].numpy(), values)
+    assert image.stored == np.int32  # -33792 to 31743 is more than 16 bits
+    one = read_image(folder / "0")
+    assert torch.equal(one.data, image.data)
+    assert one.grid == image.grid
+    write_image(tmp_path / "same.nii.gz", image)  # by another library's reading of the same places
+    again = read_image(tmp_path / "same.nii.gz")
+    assert again.grid.isclose(grid, 1e-3)
+    torch.testing.assert_close(again.data, image.data)
+
+
+def test_values_are_rescaled_and_stored_narrowly(tmp_path):
+    grid = right_handed(oblique_grid((7, 9, 6)))
+    plain = read_image(write_series(tmp_path / "plain", ct(grid), grid))
+    assert plain.stored == np.int16
+    twelve = {"0028|0100": "16", "0028|0101": "12", "0028|0102": "11", "0028|0103": "0"}
+    head = read_header(write_series(tmp_path / "ct", ct(grid), grid, intercept=-1024.0, **twelve))
+    assert head.dtype == np.int16
+    np.testing.assert_array_equal(read_image(tmp_path / "ct").data[0].numpy(), ct(grid))
+    halves = np.round(ct(grid)) / 2
+    image = read_image(write_series(tmp_path / "mr", halves, grid, slope=0.5))
+    assert image.stored == np.float32
+    np.testing.assert_allclose(image.data[0].numpy(), halves)
+
+
+def test_the_only_volume_of_a_folder_is_taken_and_several_are_listed(tmp_path):
+    grid = right_handed(oblique_grid((7, 9, 6)))
+    few = Grid((7, 9, 3), grid.affine)
+    folder = write_series(tmp_path / "study", ct(grid), grid, names=[f"a{k}" for k in range(6)])
+    write_series(folder, ct(few, 1), few, uid="1.2.9", names=["scout0", "scout1", "scout2"])
+    (folder / "notes.txt").write_text("no DICOM")
+    assert torch.equal(read_image(folder).data[0], torch.from_numpy(ct(grid)).float())
+    write_series(folder, ct(grid, 2), grid, uid="1.2.4", names=[f"b{k}" for k in range(6)], **{"0008|103e": "T2 sag"})
+    with pytest.raises(InputError, match=r"holds 2 DICOM series: .*T2 sag \(CT, 6 files, b0\)") as caught:
+        read_image(folder)
+    assert "scout" not in str(caught.value)
+    assert torch.equal(read_image(folder / "b3").data[0], torch.from_numpy(ct(grid, 2)).float())
+
+
+def moved_corner(grid, shift):
+    return lambda k: (grid.affine @ [0, 0, k, 1])[:3] + shift(k)
+
+
+REFUSED = {
+    "a slice is missing": (lambda g, k: g.affine[:3, 2] * (k > 2), r"IM0002.dcm and IM0003.dcm .*missing"),
+    "two at a place": (lambda g, k: -g.affine[:3, 2] * (k > 2), "several images of one place"),
+    "gantry tilt": (lambda g, k: 3 * g.affine[:3, 0] * k, "not orthogonal.*dcm2niix"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_slices_that_are_no_even_stack_are_refused(tmp_path, what):
+    shift, said = REFUSED[what]
+    grid = right_handed(oblique_grid((7, 9, 6)))
+    folder = write_series(tmp_path / "series", ct(grid), grid, corner=moved_corner(grid, lambda k: shift(grid, k)))
+    with pytest.raises(InputError, match=said) as caught:
+        read_image(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_headers_that_round_are_not(tmp_path):
+    grid = right_handed(oblique_grid((7, 9, 6)))
+    folder = write_series(tmp_path / "series", ct(grid), grid, corner=lambda k: (grid.affine @ [0, 0, k, 1])[:3].round(2))
+    assert read_image(folder).grid.isclose(grid, 0.02)
+
+
+def test_slices_that_are_not_parallel_are_refused(tmp_path):
+    grid = right_handed(oblique_grid((7, 9, 6)))
+    folder = write_series(tmp_path / "series", ct(grid), grid)
+    across = Grid((9, 6, 1), right_handed(Grid((9, 6, 7), grid.affine[:, [1, 2, 0, 3]])).affine)
+    write_series(folder, ct(across), across, names=["z.dcm"])
+    with pytest.raises(InputError, match=r"IM0000.dcm and z.dcm differ in size, spacing or orientation"):
+        read_image(folder)
+
+
+def test_frames_in_one_file_are_refused(tmp_path):
+    volume = sitk.GetImageFromArray(np.zeros((5, 6, 7), dtype=np.uint16))
+    sitk.WriteImage(volume, str(tmp_path / "enhanced.dcm"))
+    with pytest.raises(InputError, match="5 frames in one file"):
+        read_image(tmp_path / "enhanced.dcm")
+
+
+def test_other_folders_and_files_are_refused(tmp_path, capfd):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="folder without DICOM images"):
+        read_image(tmp_path / "empty")
+    grid = right_handed(oblique_grid((7, 9, 6)))
+    folder = write_series(tmp_path / "series", ct(grid), grid)
+    whole = (folder / "IM0003.dcm").read_bytes()
+    (folder / "IM0003.dcm").write_bytes(whole[:-40])
+    for path in (folder, folder / "IM0000.dcm"):
+        with pytest.raises(InputError, match=r"IM0003.dcm is truncated or damaged"):
+            read_image(path)
+    assert capfd.readouterr().err == ""  # GDCM is not heard
+
+
+def test_readers_in_two_threads_leave_warnings_as_they_were(tmp_path):
+    inside, leave = threading.Event(), threading.Event()
+
+    def read():
+        with dicom._quietly():
+            inside.set()
+            assert leave.wait(10)
+
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    thread = threading.Thread(target=read)
+    with dicom._quietly():
+        thread.start()
+        assert inside.wait(10)
+    assert not sitk.ProcessObject.GetGlobalWarningDisplay()
+    leave.set()
+    thread.join()
+    assert sitk.ProcessObject.GetGlobalWarningDisplay() == before
+
+
+def test_the_digest_follows_every_file(tmp_path):
+    grid = right_handed(oblique_grid((7, 9, 6)))
+    folder = write_series(tmp_path / "series", ct(grid), grid)
+    first = digest(folder)
+    assert digest(folder / "IM0002.dcm") == first
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    assert digest(tmp_path / "elsewhere") == first
+    write_series(folder, ct(grid, 5), grid)
+    assert digest(folder) != first
+
+
+def test_a_series_is_described_and_carried(tmp_path):
+    grid = right_handed(oblique_grid((20, 18, 12)))
+    folder = write_series(tmp_path / "ct", ct(grid), grid)
+    facts = dict(describe(folder))
+    assert facts["DICOM series"] == "12 files, IM0000.dcm to IM0011.dcm"
+    assert facts["kind"] == "image"
+    assert dict(describe(folder / "IM0004.dcm")) == facts
+    write_transform(tmp_path / "still.h5", Rigid.identity())
+    (done,) = apply_transform(tmp_path / "still.h5", [folder], tmp_path / "out", reference=folder)
+    assert done.target == tmp_path / "out" / "ct.nii.gz"
+    torch.testing.assert_close(read_image(done.target).data, read_image(folder).data, atol=1, rtol=0)
+
+
+def test_register_reads_series_and_writes_what_it_always_does(pair, tmp_path):
+    """The phantom's CT as a series, beside the same as NIfTI: one result."""
+    moving = pair.case.moving
+    values = moving.data[0].numpy().round()
+    grid = moving.grid
+    write_image(tmp_path / "ct.nii.gz", Image(torch.from_numpy(values)[None].float(), grid, np.dtype(np.int16)))
+    write_image(tmp_path / "mr.nii.gz", pair.case.fixed)
+    planes, there = values, right_handed(grid)
+    if not there.isclose(grid):
+        planes = values[:, :, ::-1]
+    write_series(tmp_path / "series", planes, there)
+    for name, source in (("a", "ct.nii.gz"), ("b", "series")):
+        given = ["-f", tmp_path / "mr.nii.gz", "-m", tmp_path / source, "-o", tmp_path / name, "--plan", "rigid"]
+        done = CliRunner().invoke(app, ["register", *map(str, given)])
+        assert done.exit_code in (0, 3), done.output
+    one, other = (read_image(tmp_path / name / "moved.nii.gz") for name in "ab")
+    assert one.grid == other.grid
+    assert float((one.data - other.data).abs().mean()) < 0.02 * float(one.data.std())
+    assert (tmp_path / "b" / "report.html").is_file()
