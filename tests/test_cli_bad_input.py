@@ -143,7 +143,7 @@ SPOILT = {
     _compressed_text: ["not", "Copy or export"],
     _truncated: ["truncated", "Copy or export"],
     _empty: ["empty", "Copy or export"],
-    _folder: ["folder", "Give one file"],
+    _folder: ["folder", "Give a file"],
     _two_axes: ["2-D", "Give a 3-D volume"],
     _four_axes: ["4-D", "Give one 3-D volume"],
     _nan: ["NaN", "1 voxel", "Replace"],

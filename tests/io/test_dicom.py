@@ -1,5 +1,6 @@
 """DICOM series: folders and files as scanners export them, in any orientation, and those that are refused."""
 
+import locale
 import shutil
 import threading
 
@@ -27,6 +28,7 @@ WHOLE = {"0028|0100": "16", "0028|0101": "16", "0028|0102": "15", "0028|0103": "
 def write_series(folder, values, grid, uid="1.2.3", names=None, slope=1.0, intercept=0.0, corner=None, **tags):
     """One file per plane along the third axis of a RAS grid. corner: plane -> where it lies instead, RAS mm."""
     folder.mkdir(exist_ok=True)
+    ours = locale.setlocale(locale.LC_ALL)
     kept = sitk.ImageFileWriter()
     kept.SetImageIO("GDCMImageIO")
     kept.KeepOriginalImageUIDOn()
@@ -51,6 +53,7 @@ def write_series(folder, values, grid, uid="1.2.3", names=None, slope=1.0, inter
             plane.SetMetaData(tag, value)
         kept.SetFileName(str(folder / (names[k] if names else f"IM{k:04d}.dcm")))
         kept.Execute(plane)
+    locale.setlocale(locale.LC_ALL, ours)  # which GDCM leaves as "C"
     return folder
 
 
@@ -152,7 +155,9 @@ def test_slices_that_are_not_parallel_are_refused(tmp_path):
 
 def test_frames_in_one_file_are_refused(tmp_path):
     volume = sitk.GetImageFromArray(np.zeros((5, 6, 7), dtype=np.uint16))
+    ours = locale.setlocale(locale.LC_ALL)
     sitk.WriteImage(volume, str(tmp_path / "enhanced.dcm"))
+    locale.setlocale(locale.LC_ALL, ours)
     with pytest.raises(InputError, match="5 frames in one file"):
         read_image(tmp_path / "enhanced.dcm")
 
