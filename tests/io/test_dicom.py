@@ -202,7 +202,8 @@ def test_the_digest_follows_every_file(tmp_path):
     assert digest(folder / "IM0002.dcm") == first
     shutil.copytree(folder, tmp_path / "elsewhere")
     assert digest(tmp_path / "elsewhere") == first
-    write_series(folder, ct(grid, 5), grid)
+    other = write_series(tmp_path / "other", ct(grid, 5), grid)
+    shutil.copy(other / "IM0005.dcm", folder)
     assert digest(folder) != first
 
 

@@ -14,8 +14,8 @@ def _file(*names: str, text: str) -> Any:
     return typer.Option(*names, help=text, show_default=False, readable=False)
 
 
-Fixed = Annotated[Path, _file("-f", "--fixed", text="Fixed image; results lie on its grid.")]
-Moving = Annotated[Path, _file("-m", "--moving", text="Moving image; it is carried onto the fixed one.")]
+Fixed = Annotated[Path, _file("-f", "--fixed", text="Fixed image, or a DICOM series; results lie on its grid.")]
+Moving = Annotated[Path, _file("-m", "--moving", text="Moving image, or a DICOM series; carried onto the fixed one.")]
 Output = Annotated[Path, _file("-o", "--output", text="Folder to write, whole or not at all.")]
 FixedLabels = Annotated[Path | None, _file("--fixed-labels", text="Label map on the fixed image's grid.")]
 MovingLabels = Annotated[Path | None, _file("--moving-labels", text="Label map on the moving image's grid.")]

@@ -207,7 +207,7 @@ def _quietly() -> Iterator[None]:
         yield
     finally:
         with _switch:  # the last one out leaves it as the first one found it
-            sitk.ProcessObject.SetGlobalWarningDisplay(_shown.pop() and not _shown)
+            sitk.ProcessObject.SetGlobalWarningDisplay(_shown.pop())
 
 
 _switch, _shown = Lock(), list[bool]()
