@@ -110,8 +110,11 @@ def test_the_only_volume_of_a_folder_is_taken_and_several_are_listed(tmp_path):
     write_series(folder, ct(few, 1), few, uid="1.2.9", names=["scout0", "scout1", "scout2"])
     (folder / "notes.txt").write_text("no DICOM")
     assert torch.equal(read_image(folder).data[0], torch.from_numpy(ct(grid)).float())
-    write_series(folder, ct(grid, 2), grid, uid="1.2.4", names=[f"b{k}" for k in range(6)], **{"0008|103e": "T2 sag"})
-    with pytest.raises(InputError, match=r"holds 2 DICOM series: .*T2 sag \(CT, 6 files, b0\)") as caught:
+    write_series(folder, ct(grid, 2), grid, uid="1.2.4", names=[f"b{k}" for k in range(6)], **{"0008|103e": "T2 sagXg"})
+    for k in range(6):
+        named = (folder / f"b{k}").read_bytes()
+        (folder / f"b{k}").write_bytes(named.replace(b"sagXg", "sag\xe4g".encode("latin-1")))
+    with pytest.raises(InputError, match=r"holds 2 DICOM series: .*T2 sag\?g \(CT, 6 files, b0\)") as caught:
         read_image(folder)
     assert "scout" not in str(caught.value)
     assert torch.equal(read_image(folder / "b3").data[0], torch.from_numpy(ct(grid, 2)).float())

@@ -57,7 +57,7 @@ class _Plane:
                 reader.ReadImageInformation()
         except RuntimeError:
             raise InputError(f"{file} holds no DICOM image, or is damaged. Give the series of a CT or an MR.") from None
-        tags = {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys() if key in _TAGS}
+        tags = {key: _readable(reader.GetMetaData(key)) for key in reader.GetMetaDataKeys() if key in _TAGS}
         return cls(
             file,
             tuple(reader.GetSize()),
@@ -165,6 +165,11 @@ def voxels(head: Header) -> np.ndarray:
 def _files(folder: Path, series: str) -> list[Path]:
     with _quietly():
         return sorted(Path(name) for name in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series))
+
+
+def _readable(text: str) -> str:
+    """A tag without padding; letters of another encoding than UTF-8, which many files have, become question marks."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text.strip(" \0"))
 
 
 def _told(names: list[Path]) -> str:
