@@ -115,4 +115,6 @@ def _sha256(given: object) -> str:
     """Of a file's bytes, or of an object's voxels and grid."""
     if not isinstance(given, (Image, Labels)):
         return io.digest(str(given))
-    return hashlib.sha256(given.data.numpy().tobytes() + given.grid.affine.tobytes()).hexdigest()
+    found = hashlib.sha256(given.data.numpy().tobytes())
+    found.update(given.grid.affine.tobytes())
+    return found.hexdigest()

@@ -174,7 +174,7 @@ def test_other_folders_and_files_are_refused(tmp_path, capfd):
     whole = (folder / "IM0003.dcm").read_bytes()
     (folder / "IM0003.dcm").write_bytes(whole[:-40])
     for path in (folder, folder / "IM0000.dcm"):
-        with pytest.raises(InputError, match=r"IM0003.dcm is truncated or damaged"):
+        with pytest.raises(InputError, match=r"IM0003.dcm holds no .*truncated or damaged"):
             read_image(path)
     assert capfd.readouterr().err == ""  # GDCM is not heard
 

@@ -29,7 +29,7 @@ MOST_LISTED = 6
 INDEX = "DICOMDIR"
 """A file that lists others."""
 
-SERIES, DESCRIPTION, MODALITY = "0020|000e", "0008|103e", "0008|0060"
+DESCRIPTION, MODALITY = "0008|103e", "0008|0060"
 BITS, SIGNED, INTERCEPT, SLOPE = "0028|0101", "0028|0103", "0028|1052", "0028|1053"
 
 
@@ -90,7 +90,7 @@ class _Plane:
         return np.dtype(np.int16) if fits and dtype.itemsize > 2 else dtype
 
 
-_TAGS = (SERIES, DESCRIPTION, MODALITY, BITS, SIGNED, INTERCEPT, SLOPE)
+_TAGS = (DESCRIPTION, MODALITY, BITS, SIGNED, INTERCEPT, SLOPE)
 
 
 def files(path: Path) -> list[Path]:
@@ -99,15 +99,14 @@ def files(path: Path) -> list[Path]:
     Raises InputError: no DICOM, several such series, or a file that is damaged.
     """
     folder = path if path.is_dir() else path.parent
-    given = "" if path.is_dir() else _Plane.of(path).tags.get(SERIES, "")
     with _quietly():
         found = {uid: _files(folder, uid) for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))}
     known = {file.name for names in found.values() for file in names} | {INDEX}
     lost = [file for file in sorted(folder.iterdir()) if file.name not in known and is_dicom(file) and file.is_file()]
     if lost:
-        raise InputError(f"{lost[0]} is truncated or damaged, so its series cannot be read. Copy or export it again.")
-    if given:
-        return found[given]
+        raise InputError(f"{lost[0]} holds no DICOM image that can be read: truncated or damaged. Copy or export it again.")
+    if folder != path:
+        return next(names for names in found.values() if path.name in {file.name for file in names})
     if not found:
         raise InputError(f"{path} is a folder without DICOM images. Give a file, or the folder that holds one DICOM series.")
     volumes = {uid: names for uid, names in found.items() if len(names) >= FEWEST} or found
