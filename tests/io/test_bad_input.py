@@ -89,7 +89,7 @@ def test_nifti_under_another_name(tmp_path):
 
 def test_dicom_file(tmp_path):
     (tmp_path / "slice.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\2\0\0\0" * 40)
-    refused(read_image, tmp_path / "slice.dcm", "holds no DICOM image", "Copy or export")
+    refused(read_image, tmp_path / "slice.dcm", "holds no DICOM image", "Give a file")
 
 
 @pytest.mark.parametrize("part", [0.02, 0.5, 0.95])

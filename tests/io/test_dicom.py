@@ -2,6 +2,7 @@
 
 import locale
 import shutil
+import struct
 import threading
 
 import numpy as np
@@ -173,10 +174,38 @@ def test_other_folders_and_files_are_refused(tmp_path, capfd):
     folder = write_series(tmp_path / "series", ct(grid), grid)
     whole = (folder / "IM0003.dcm").read_bytes()
     (folder / "IM0003.dcm").write_bytes(whole[:-40])
+    with pytest.raises(InputError, match=r"IM0003.dcm holds no DICOM image, or is truncated"):
+        read_image(folder / "IM0003.dcm")
     for path in (folder, folder / "IM0000.dcm"):
-        with pytest.raises(InputError, match=r"IM0003.dcm holds no .*truncated or damaged"):
+        with pytest.raises(InputError, match=r"IM0003.dcm is truncated or damaged, and may be a slice"):
             read_image(path)
     assert capfd.readouterr().err == ""  # GDCM is not heard
+
+
+def element(group, number, kind, value):
+    value += ("\0" if kind == "UI" else " ") * (len(value) % 2)
+    return struct.pack("<HH", group, number) + kind.encode() + struct.pack("<H", len(value)) + value.encode()
+
+
+def structures():
+    """A DICOM file without an image, as lies beside the CT that a plan was made on."""
+    what = "1.2.840.10008.5.1.4.1.1.481.3"
+    meta = element(2, 2, "UI", what) + element(2, 3, "UI", "1.2.7.1") + element(2, 16, "UI", "1.2.840.10008.1.2.1")
+    meta = struct.pack("<HH", 2, 0) + b"UL" + struct.pack("<HI", 4, len(meta)) + meta
+    body = element(8, 0x16, "UI", what) + element(8, 0x18, "UI", "1.2.7.1") + element(8, 0x60, "CS", "RTSTRUCT")
+    return b"\0" * 128 + b"DICM" + meta + body + element(32, 13, "UI", "1.2") + element(32, 14, "UI", "1.2.7")
+
+
+def test_structures_beside_a_series_are_left_alone(tmp_path):
+    grid = right_handed(oblique_grid((7, 9, 6)))
+    folder = write_series(tmp_path / "series", ct(grid), grid)
+    (folder / "RS.dcm").write_bytes(structures())
+    assert torch.equal(read_image(folder).data[0], torch.from_numpy(ct(grid)).float())
+    with pytest.raises(InputError, match=r"RS.dcm holds no DICOM image"):
+        read_image(folder / "RS.dcm")
+    (folder / "IM0005.dcm").write_bytes((folder / "IM0005.dcm").read_bytes()[:140])  # the last slice, nearly all of it lost
+    with pytest.raises(InputError, match=r"IM0005.dcm is truncated"):
+        read_image(folder)
 
 
 def test_readers_in_two_threads_leave_warnings_as_they_were(tmp_path):

@@ -26,8 +26,8 @@ SAME = 1e-3
 
 MOST_LISTED = 6
 
-INDEX = "DICOMDIR"
-"""A file that lists others."""
+CLASS = b"\2\0\2\0UI"
+"""Before a file's class (media storage SOP class UID) and its length, at its beginning."""
 
 DESCRIPTION, MODALITY = "0008|103e", "0008|0060"
 BITS, SIGNED, INTERCEPT, SLOPE = "0028|0101", "0028|0103", "0028|1052", "0028|1053"
@@ -100,21 +100,23 @@ def files(path: Path) -> list[Path]:
     """
     folder = path if path.is_dir() else path.parent
     with _quietly():
-        found = {uid: _files(folder, uid) for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))}
-    known = {file.name for names in found.values() for file in names} | {INDEX}
-    lost = [file for file in sorted(folder.iterdir()) if file.name not in known and is_dicom(file) and file.is_file()]
-    if lost:
-        raise InputError(f"{lost[0]} holds no DICOM image that can be read: truncated or damaged. Copy or export it again.")
+        found = [_files(folder, uid) for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))]
+    known = {file for names in found for file in names}
     if folder != path:
-        return next(names for names in found.values() if path.name in {file.name for file in names})
+        found = [names for names in found if path.name in {file.name for file in names}]
+        if not found:
+            raise InputError(
+                f"{path} holds no DICOM image, or is truncated or damaged. Give a file of the series of a CT or an MR."
+            )
     if not found:
         raise InputError(f"{path} is a folder without DICOM images. Give a file, or the folder that holds one DICOM series.")
-    volumes = {uid: names for uid, names in found.items() if len(names) >= FEWEST} or found
+    volumes = [names for names in found if len(names) >= FEWEST] or found
     if len(volumes) > 1:
-        listed = ", ".join(map(_told, list(volumes.values())[:MOST_LISTED]))
+        listed = ", ".join(map(_told, volumes[:MOST_LISTED]))
         more = f" and {len(volumes) - MOST_LISTED} more" if len(volumes) > MOST_LISTED else ""
         raise InputError(f"{path} holds {len(volumes)} DICOM series: {listed}{more}. Give one file of the one that is meant.")
-    return next(iter(volumes.values()))
+    _check_whole(volumes[0], known)
+    return volumes[0]
 
 
 def header(path: Path) -> Header:
@@ -164,6 +166,24 @@ def voxels(head: Header) -> np.ndarray:
 def _files(folder: Path, series: str) -> list[Path]:
     with _quietly():
         return sorted(Path(name) for name in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series))
+
+
+def _check_whole(series: list[Path], known: set[Path]) -> None:
+    """Raises InputError where a file beside a series says that it is of its kind, or no longer what it is, and is in none that
+    is known: GDCM leaves damaged files out without a word. Structures and plans, which lie there too, are of another kind."""
+    kind = _class(series[0])
+    for file in sorted(series[0].parent.iterdir()):
+        if file.is_file() and file not in known and is_dicom(file) and _class(file) in (kind, b""):
+            raise InputError(f"{file} is truncated or damaged, and may be a slice of the series. Copy or export it again.")
+
+
+def _class(file: Path) -> bytes:
+    """What a file says it is; empty where its beginning is lost."""
+    with file.open("rb") as opened:
+        start = opened.read(1024)
+    at = start.find(CLASS)
+    end = at + len(CLASS) + 2
+    return b"" if at < 0 else start[end : end + int.from_bytes(start[end - 2 : end], "little")]
 
 
 def _readable(text: str) -> str:
