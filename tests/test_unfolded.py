@@ -11,7 +11,7 @@ from osteomorph.image import Labels
 from osteomorph.lattice import lattice
 from osteomorph.polyrigid import Polyrigid, from_labels
 from osteomorph.transforms import Rigid
-from osteomorph.unfolded import FIRST_MM, LEAST_DETERMINANT, folding, unfolded, widened_warnings
+from osteomorph.unfolded import FIRST_MM, GENTLE, LEAST_DETERMINANT, folds, unfolded, widened_warnings
 
 TOLERANCE_MM = 0.05
 
@@ -49,10 +49,6 @@ def built(labels: Labels, poses: dict[int, Rigid], seen: list[dict[tuple[int, in
     return build
 
 
-def sampled(grid: Grid):
-    return lambda base: lattice(base, grid, TOLERANCE_MM)
-
-
 def least(base: Polyrigid, grid: Grid) -> float:
     return float(fields.jacobian_determinant(lattice(base, grid, TOLERANCE_MM).vectors, grid).min())
 
@@ -64,9 +60,10 @@ def test_only_the_bones_whose_samples_fold_get_a_wider_gap(signs):
     build = built(labels, tilted(20.0, (-12.0, 4.0, 0.0)), seen)
     usual = build({})
     assert least(usual, grid) <= 0
-    assert folding(usual, sampled(grid)(usual)) == [(1, 2)]
-    base, gaps, motion = unfolded(build, sampled(grid))
-    assert torch.equal(motion.vectors, lattice(base, grid, TOLERANCE_MM).vectors)
+    assert usual.steepness[1, 2] > GENTLE
+    assert folds(usual, (1, 2), grid, TOLERANCE_MM)
+    base, gaps = unfolded(build, grid, TOLERANCE_MM)
+    assert not folds(base, (1, 2), grid, TOLERANCE_MM)
     assert set(gaps) == {(1, 2)}
     assert gaps[1, 2] >= FIRST_MM
     assert least(base, grid) >= LEAST_DETERMINANT
@@ -91,11 +88,28 @@ def test_gaps_are_as_wide_as_asked_between_regions(width):
 
 def test_a_gentle_motion_is_left_as_it_is():
     grid, seen = grid_of(), []
-    base, gaps, motion = unfolded(built(blocks(grid), tilted(1.0, (0.5, 0.0, 0.0)), seen), sampled(grid))
+    base, gaps = unfolded(built(blocks(grid), tilted(1.0, (0.5, 0.0, 0.0)), seen), grid, TOLERANCE_MM)
     assert gaps == {}
-    assert motion is None
+    assert max(base.steepness.values()) <= GENTLE
     assert seen == [{}]
     assert least(base, grid) > 0.3
+
+
+def test_bones_whose_joint_the_grid_does_not_show_do_not_fold_in_its_samples():
+    grid = grid_of()
+    usual = from_labels(tilted(20.0, (-12.0, 4.0, 0.0)), blocks(grid), margin_mm=2.0)
+    beyond = grid.cropped((slice(60, 77), slice(0, 45), slice(0, 45)))  # the third block
+    assert least(usual, beyond) > LEAST_DETERMINANT
+    assert not folds(usual, (1, 2), beyond, TOLERANCE_MM)
+
+
+@pytest.mark.parametrize("corner", [(5, 3, 6), (13, 9, 2)])
+def test_a_part_of_the_grid_tells_what_the_whole_does(corner):
+    """Wherever the grid begins: the least determinant of the samples lies where two bones meet."""
+    grid = grid_of().padded((-corner[0], -corner[1], -corner[2]), (0, 0, 0))
+    for degrees, shift in ((20.0, -12.0), (14.0, -9.0), (8.0, -6.0), (4.0, -3.0)):
+        base = from_labels(tilted(degrees, (shift, 2.0, 0.0)), blocks(grid_of()), margin_mm=2.0)
+        assert folds(base, (1, 2), grid, TOLERANCE_MM) == (least(base, grid) < LEAST_DETERMINANT)
 
 
 def test_the_warning_names_the_bones_and_the_gap():

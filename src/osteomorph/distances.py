@@ -12,7 +12,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from osteomorph.errors import InputError
-from osteomorph.geometry import Grid, sample_at
+from osteomorph.geometry import Grid, affine_ramps, sample_unit
 from osteomorph.image import Labels
 from osteomorph.kept import kept
 from osteomorph.threads import spread
@@ -41,37 +41,47 @@ class DistanceMap:
 
         That is continuous and never above the distance to the body, since a crop is convex and holds the body.
         """
-        return self.at(self.grid.index(points_mm).float()).to(points_mm.dtype)
+        to_unit = torch.as_tensor(self.to_unit, dtype=points_mm.dtype)
+        return self.at((to_unit[:, :3] @ points_mm + to_unit[:, 3:]).float()).to(points_mm.dtype)
 
     def on(self, grid: Grid) -> Float32[Tensor, "i j k"]:
         """The same at the voxel centres of a grid."""
-        return self.at(self.grid.index_of(grid).flatten(1)).unflatten(0, grid.shape)
+        return self.at(affine_ramps(self.to_unit @ grid.affine, grid.shape).flatten(1)).unflatten(0, grid.shape)
 
-    def at(self, index: Float32[Tensor, "3 n"]) -> Float32[Tensor, " n"]:
-        """The same at array indices of ``grid``."""
-        if index.shape[1] == 0:
-            return index[0]
-        beyond = torch.maximum(-index, index - self._last).clamp_(min=0)
-        square = (self._square_mm @ beyond.square_())[0]
+    def at(self, unit: Float32[Tensor, "3 n"]) -> Float32[Tensor, " n"]:
+        """The same at points as `to_unit` tells them."""
+        if unit.shape[1] == 0:
+            return unit[0]
+        square = (self._square_mm @ unit.abs().sub_(1).clamp_(min=0).square_())[0]
         if not square.any():
-            return sample_at(self.values, index)[0]
+            return sample_unit(self.values, unit)[0]
+        looked = square < FADED_MM[1] ** 2
+        if looked.all():
+            return self._beyond(unit, square)
         found = (square + self._least_at_border**2).sqrt_()
-        looked = (square < FADED_MM[1] ** 2).nonzero()[:, 0]
-        if len(looked) == 0:
-            return found
-        near, square = sample_at(self.values, index[:, looked])[0], square[looked]
-        faded = ((square.sqrt() - FADED_MM[0]) / (FADED_MM[1] - FADED_MM[0])).clamp_(0, 1)
-        at_border = torch.lerp(near, torch.full_like(near, self._least_at_border), faded)
-        found[looked] = torch.where(square > 0, (at_border.square_() + square).sqrt_(), near)
+        some = looked.nonzero()[:, 0]
+        if len(some):
+            found[some] = self._beyond(unit[:, some], square[some])
         return found
 
+    def _beyond(self, unit: Float32[Tensor, "3 n"], square: Float32[Tensor, " n"]) -> Float32[Tensor, " n"]:
+        near = sample_unit(self.values, unit)[0]
+        faded = ((square.sqrt() - FADED_MM[0]) / (FADED_MM[1] - FADED_MM[0])).clamp_(0, 1)
+        at_border = torch.lerp(near, torch.full_like(near, self._least_at_border), faded)
+        return torch.where(square > 0, (at_border.square_() + square).sqrt_(), near)
+
     @cached_property
-    def _last(self) -> Tensor:
-        return torch.tensor(self.grid.shape, dtype=torch.float32)[:, None] - 1
+    def to_unit(self) -> Float64[np.ndarray, "3 4"]:
+        """World mm to -1 to 1 from the crop's first to its last voxel centre, last array axis first."""
+        half = np.maximum(np.array(self.grid.shape) - 1, 1e-3)[:, None] / 2
+        matrix = np.linalg.inv(self.grid.affine)[:3] / half
+        matrix[:, 3] -= 1
+        return matrix[::-1].copy()
 
     @cached_property
     def _square_mm(self) -> Tensor:
-        return torch.as_tensor(self.grid.spacing_mm**2, dtype=torch.float32)[None]
+        half_mm = self.grid.spacing_mm * (np.array(self.grid.shape) - 1) / 2
+        return torch.as_tensor(half_mm[::-1] ** 2, dtype=torch.float32)[None]
 
     @cached_property
     def _least_at_border(self) -> float:

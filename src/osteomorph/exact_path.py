@@ -14,6 +14,7 @@ from osteomorph.clock import Clock
 from osteomorph.distances import distance_maps
 from osteomorph.exact_bones import (
     MARGIN_VOXELS,
+    TOLERANCE_MM,
     ExactBones,
     build_base,
     first_poses,
@@ -104,13 +105,13 @@ def exact_path(
             if source is not None:
                 distance_maps(source, sorted(sides.keys() & source.ids()))
 
-    ahead = beside(outlines) if torch.get_num_threads() > 1 else None
+    ahead, found = None, chosen.poses
     with clock("poses"):
-        found = chosen.poses
         if found is None:
             first = first_poses(dense, start, prepared, sides, plan.guess_mm)
             if not first:
                 return None
+            ahead = beside(outlines) if torch.get_num_threads() > 1 else None
             found = refined_poses(prepared, first, plan, sides, clock.told("poses"))
             if elsewhere is not None and not any(bone.determined for bone in found.values()) and (other := elsewhere()):
                 raise LostError(other)
@@ -121,28 +122,25 @@ def exact_path(
         build = partial(build_base, found, labels.fixed_labels, labels.moving_labels, bones, spacing, chosen.margin_voxels)
         onto = stored_grid(case.fixed.grid, spacing)
 
-        def sampled(base: Polyrigid) -> Displacement:
-            return chosen.between(base, start, onto)
+        def sampled(base: Polyrigid, grid: Grid) -> Displacement:
+            return chosen.between(base, start, grid)
 
         exactly = chosen.between is relative_field
-        base, gaps, written = unfolded(build, sampled) if exactly else (build(), dict[tuple[int, int], float](), None)
+        base, gaps = unfolded(build, onto, TOLERANCE_MM) if exactly else (build(), dict[tuple[int, int], float]())
         if prepared.fixed_mask is None:
             prepared = replace(prepared, fixed_mask=foreground(prepared.fixed))
         whole = prepared.fixed.grid
         prepared = around_body_and_bones(prepared, base, plan.soft.ramp_mm)
         seen = seen_grid(prepared.fixed.grid, plan.soft)
-        if onto.part(seen) is not None:  # one lattice: what files hold serves both
-            written = chosen.between(base, start, onto) if written is None else written
-        elif plan.soft.levels:  # a descent wants it at its own voxels; both at once take much memory
-            written = None
-        field = chosen.between(base, start, seen) if written is None else written
+        one_lattice = onto.part(seen) is not None  # what files hold serves both
+        field = sampled(base, onto if one_lattice else seen)
     with clock("soft"):
         uneven, soft = uneven_side(case.fixed, case.moving), plan.soft
         if not (plan.discrete.levels or plan.guess.levels):  # then the guess knows nothing of soft tissue
             soft = soft.model_copy(update={"agree_mm": 0.0})
         psi, history = soft_around(prepared, base, field, start, dense, soft, plan.seed, clock.told("soft"), uneven)
     exact = ExactBones(found, base, continued(psi, whole), history, gaps)
-    if written is None:
-        return ExactPath(exact, onto, lambda: stored_field(exact.flow, sampled(base), onto))
-    warp = stored_field(exact.flow, written, onto)  # now, since motion takes as much memory as it does
+    if not one_lattice:
+        return ExactPath(exact, onto, lambda: stored_field(exact.flow, sampled(base, onto), onto))
+    warp = stored_field(exact.flow, field, onto)  # now, since motion takes as much memory as it does
     return ExactPath(exact, onto, lambda: warp)

@@ -296,7 +296,11 @@ def _linear(data: Tensor, index: Tensor, size: Tensor) -> Tensor:
         if index.requires_grad:
             return _Gathered.apply(data, index)
         return torch.cat([_Gathered.apply(data, part).T for part in index.split(GATHERED, 1)]).T
-    unit = (2 * index / (size - 1).clamp(min=1) - 1).flip(-2).to(data.dtype)
+    return sample_unit(data, (2 * index / (size - 1).clamp(min=1) - 1).flip(-2).to(data.dtype))
+
+
+def sample_unit(data: Float[Tensor, "*b c i j k"], unit: Float[Tensor, "*b 3 n"]) -> Float[Tensor, "*b c n"]:
+    """`sample` where points are told as -1 to 1 from the first to the last voxel centre, last array axis first."""
     batch, n = unit.shape[:-2], unit.shape[-1]
     volumes = data.reshape(-1, *data.shape[-4:])
     where = unit.reshape(len(volumes), 3, n).transpose(1, 2)

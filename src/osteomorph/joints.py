@@ -172,16 +172,23 @@ def rigid_region(
     return DistanceMap(region.unflatten(0, shape)[None], bone.grid)
 
 
-def steepness(bones: list[DistanceMap], regions: list[DistanceMap], relative: np.ndarray) -> float:
-    """Bound on the velocity's derivative: 1.5 x relative speed / gap between the regions, at bones' surfaces."""
-    return max(spread(lambda own: _steepest(own, bones, regions, relative), range(len(bones))))
+def steepness(bones: list[DistanceMap], regions: list[DistanceMap], relative: np.ndarray) -> dict[tuple[int, int], float]:
+    """Of every two bones that come near each other, the lower place first: a bound on the velocity's derivative between them,
+    1.5 x relative speed / gap between the regions, at bones' surfaces."""
+    found: dict[tuple[int, int], float] = {}
+    for own, others in enumerate(spread(lambda own: _steepest(own, bones, regions, relative), range(len(bones)))):
+        for other, value in others.items():
+            pair = (min(own, other), max(own, other))
+            found[pair] = max(value, found.get(pair, 0.0))
+    return found
 
 
-def _steepest(own: int, bones: list[DistanceMap], regions: list[DistanceMap], relative: np.ndarray) -> float:
+def _steepest(own: int, bones: list[DistanceMap], regions: list[DistanceMap], relative: np.ndarray) -> dict[int, float]:
+    """Of one bone's surface against the others."""
     surface = bones[own].surface[0]
     surface = surface[:, :: max(1, surface.shape[1] // 3000)]
     around = regions[own](surface).clamp(min=0)
-    last, steepest = len(relative) - 1, 0.0
+    last, steepest = len(relative) - 1, dict[int, float]()
     for other in range(len(bones)):
         matrices = relative[:, other, own]
         if other == own or box_gap_mm(bones[own], bones[other], matrices).min() > 3 * WATCHED_MM:
@@ -193,5 +200,5 @@ def _steepest(own: int, bones: list[DistanceMap], regions: list[DistanceMap], re
         there = _along(matrices, points)
         speed = (there[1:] - there[:-1]).norm(dim=1) * last
         beyond = regions[other](there.transpose(0, 1).flatten(1)).unflatten(0, (last + 1, -1)).clamp(min=0)
-        steepest = max(steepest, float((1.5 * torch.cat([speed, speed[-1:]]) / (distance + beyond).clamp(min=1e-3)).max()))
+        steepest[other] = float((1.5 * torch.cat([speed, speed[-1:]]) / (distance + beyond).clamp(min=1e-3)).max())
     return steepest

@@ -86,6 +86,8 @@ class Polyrigid(Transform):
     background: rigid motion that all bones share, and where nothing else is said that of everything.
     reach_mm: distance from the regions at which the motion has faded to the background's; where no region comes nearer at
     any time, nothing but the background is left. None blends the bones' motions everywhere.
+    steepness: labels of two bones, the lower one first -> how fast the velocity may change between them; empty where the steps
+    were given.
     """
 
     bodies: tuple[Body, ...]
@@ -94,6 +96,7 @@ class Polyrigid(Transform):
     path_kind: PathKind = "screw"
     reach_mm: float | None = None
     backward: bool = False
+    steepness: Mapping[tuple[int, int], float] = field(default_factory=dict, repr=False)
 
     @property
     def steps(self) -> int:
@@ -142,12 +145,12 @@ class Polyrigid(Transform):
         return np.mean([body.bone.grid.centre_mm for body in self.bodies], axis=0)
 
     @cached_property
-    def _to_index(self) -> Tensor:
-        """(2 n + 1, 3 k, 4): where in each bone's crop a point lies at a half step."""
+    def _to_unit(self) -> Tensor:
+        """(2 n + 1, 3 k, 4): where in each bone's crop a point lies at a half step, as `DistanceMap.to_unit` tells it."""
         from_centre = np.eye(4)
         from_centre[:3, 3] = self._centre
-        crops = np.stack([np.linalg.inv(body.region.grid.affine) for body in self.bodies])
-        return torch.as_tensor((crops @ np.linalg.inv(self.path) @ from_centre)[..., :3, :].reshape(len(self.path), -1, 4))
+        crops = np.stack([body.region.to_unit for body in self.bodies])
+        return torch.as_tensor((crops @ np.linalg.inv(self.path) @ from_centre).reshape(len(self.path), -1, 4))
 
     @cached_property
     def _twists(self) -> np.ndarray:
@@ -159,9 +162,9 @@ class Polyrigid(Transform):
 
     def _distances(self, points: Tensor, time: int) -> Tensor:
         """(k, n) to each bone's region at a half step, 0 in it; beyond the crops as `DistanceMap` has it."""
-        matrix = self._to_index[time].to(points.dtype)
-        index = (matrix[:, :3] @ points + matrix[:, 3:]).float().unflatten(0, (-1, 3))
-        found = [body.region.at(here) for body, here in zip(self.bodies, index, strict=True)]
+        matrix = self._to_unit[time].to(points.dtype)
+        unit = (matrix[:, :3] @ points + matrix[:, 3:]).float().unflatten(0, (-1, 3))
+        found = [body.region.at(here) for body, here in zip(self.bodies, unit, strict=True)]
         return torch.stack(found).clamp_(min=0).to(points.dtype)
 
     def _weights(self, distance: Tensor) -> Tensor:
@@ -278,14 +281,14 @@ def from_labels(
         one, other = (labels.index(label) for label in pair)
         wider[one][other] = wider[other][one] = width
     regions = list(spread(lambda k: rigid_region(k, bones, relative, margin, gap, wider[k]), range(len(bones))))
-    wanted = (
-        steps if steps is not None else int(np.clip(np.ceil(steepness(bones, regions, relative) / 2), least_steps, STEPS[1]))
-    )
+    steep = steepness(bones, regions, relative) if steps is None else {}
+    wanted = int(np.clip(np.ceil(max(steep.values(), default=0.0) / 2), least_steps, STEPS[1])) if steps is None else steps
     bodies = tuple(
         Body(label, names[label], poses[label], bone, region)
         for label, bone, region in zip(labels, bones, regions, strict=True)
     )
-    return Polyrigid(bodies, joints.path(kind, 2 * wanted + 1), shared, kind, reach_mm)
+    named = {(labels[one], labels[other]): value for (one, other), value in steep.items()}
+    return Polyrigid(bodies, joints.path(kind, 2 * wanted + 1), shared, kind, reach_mm, steepness=named)
 
 
 def _in_fixed(poses: Mapping[int, Rigid], fixed: Labels | None, moving: Labels | None) -> dict[int, DistanceMap]:

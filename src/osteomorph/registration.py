@@ -36,7 +36,7 @@ from osteomorph.refine import refine as optimise
 from osteomorph.result import Registration
 from osteomorph.start_bones import LOST, elsewhere, images_or_bones
 from osteomorph.stored_fields import stored_grid
-from osteomorph.threads import beside
+from osteomorph.threads import beside, other_half
 from osteomorph.threads import threads as limited
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
 from osteomorph.unlabelled import bones_found, in_view, looked_ahead, with_found_bones
@@ -101,7 +101,7 @@ def register(
         ahead = looked_ahead(case) if look else None
         with clock("prepare"):
             prepared = prepare(only_bones(case, ids), chosen.prepare)
-        with clock("rigid start"):
+        with clock("rigid start"), limited(None if ahead is None else other_half()):
             start, told = _start(case, prepared, chosen, initial, given, look)
             notes += told
         there = prepared.moving.grid.moved(start.rigid.inverse().matrix)

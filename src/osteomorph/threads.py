@@ -56,6 +56,12 @@ def beside(work: Callable[[], Made]) -> Future[Made]:
         pool.shutdown(wait=False)
 
 
+def other_half() -> int:
+    """Threads that `beside` leaves: two that share a processor would wait for each other at every operation."""
+    count = torch.get_num_threads()
+    return max(1, count - count // 2)
+
+
 def _take(count: int) -> None:
     torch.set_num_threads(count)
     torch.get_num_threads()  # or the thread would still begin with what another one sets meanwhile
