@@ -62,6 +62,9 @@ RIVAL = 0.002
 """Score by which a pose has to be better than the same bone in the place of a neighbour that looks like it. On three simulated
 spines shifted by one vertebra the wrong place was worse by 0.006 to 0.04."""
 
+FALLS = 0.13
+"""By which descriptions after the first may lower such a score: they did by up to 0.034 in one shot, 0.123 by default."""
+
 ALIKE = 2.0
 """Ratio of volumes up to which a neighbour may be taken for a bone."""
 
@@ -264,7 +267,7 @@ def _has_rival(
         fits = _coarse_to_fine(coarse, places, plan) if places else []
         places = [fit.pose for fit in fits if fit.score < own[0].score + AMBIGUOUS]
     near = 0.5 * _radius(here)
-    fits = [_fit(here, other, place, plan) for place in places]
+    fits = [_fit(here, other, place, plan, best.score + RIVAL + FALLS) for place in places]
     return any(fit.score < best.score + RIVAL and _rms_mm(fit.pose, best.pose, here) > near for fit in fits)
 
 
@@ -294,8 +297,9 @@ def _radius(here: Patch) -> float:
     return float(here.offset.square().sum(0).mean().sqrt())
 
 
-def _fit(here: Patch, other: Side, pose: Rigid, plan: PosePlan) -> _Fit:
-    """Steps in the unit mm: a rotation is counted by how far it moves the points, on average."""
+def _fit(here: Patch, other: Side, pose: Rigid, plan: PosePlan, hopeless: float = np.inf) -> _Fit:
+    """Steps in the unit mm: a rotation is counted by how far it moves the points, on average. hopeless: a score at which to
+    give up."""
     unit = np.repeat([1 / _radius(here), 1.0], 3)
     units = torch.as_tensor(unit, dtype=torch.float32)[:, None]
     near = CONVERGED * float(here.lattice.spacing_mm.mean())
@@ -309,8 +313,8 @@ def _fit(here: Patch, other: Side, pose: Rigid, plan: PosePlan) -> _Fit:
         chance = _loss(now.roll(len(seen) // 2, 1) - here.features, seen)
         half = jacobian((here.slope + slopes(features, here.lattice, here.index)) / 2, here.offset) * units
         step, score = _steps(here, features, now - here.features, half, seen, unit, plan.iterations)
-        before, pose = pose, Rigid(_orthonormal(pose.matrix @ step))
-        if _rms_mm(before, pose, here) < near:
+        before, pose = pose, Rigid.nearest(pose.matrix @ step)
+        if _rms_mm(before, pose, here) < near or score > hopeless:
             break
     return _Fit(pose, score, 1 - score / chance if chance > 1e-6 else 0.0)
 
@@ -333,7 +337,7 @@ def _steps(
         for _ in range(3):
             step = -np.linalg.solve(normal + damping * np.diag(np.diag(normal)) + ridge * np.eye(6), slope)
             tried = about(here.centre, step * unit) @ motion
-            now = sample(features, here.lattice, Rigid(_orthonormal(tried))(here.points)) - here.features
+            now = sample(features, here.lattice, Rigid.nearest(tried)(here.points)) - here.features
             loss = _loss(now, seen)
             if loss < score:
                 break
@@ -372,7 +376,7 @@ def _covariance(here: Patch, other: Side, pose: Rigid) -> np.ndarray:
     theirs = jacobian(slopes(features, here.lattice, here.index), here.offset)
     step = float(here.lattice.spacing_mm.mean()) / radius
     for k in range(3):
-        turned = Rigid(_orthonormal(pose.matrix @ about(here.centre, np.eye(6)[k] * step)))
+        turned = Rigid.nearest(pose.matrix @ about(here.centre, np.eye(6)[k] * step))
         theirs[:, k] = (taken(described(other.image, turned, here.lattice), here.index) - now) / step
     units = torch.as_tensor(unit, dtype=own.dtype)[:, None]
     own, theirs = own * units, theirs * units
@@ -390,11 +394,3 @@ def _covariance(here: Patch, other: Side, pose: Rigid) -> np.ndarray:
     inverse = vectors / np.maximum(values, WEAKEST * largest) @ vectors.T
     noise = INFLATION * inverse @ (sums @ sums.T).numpy() @ inverse
     return (noise + SYSTEMATIC_MM**2 * np.eye(6)) * np.outer(unit, unit)
-
-
-def _orthonormal(matrix: np.ndarray) -> np.ndarray:
-    """Without the rounding that products of rotations gather."""
-    u, _, vt = np.linalg.svd(matrix[:3, :3])
-    out = matrix.copy()
-    out[:3, :3] = u @ vt
-    return out

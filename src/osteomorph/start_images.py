@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from osteomorph.case import Case
@@ -75,7 +74,7 @@ def climbed(case: Case, plan: InitialisePlan, start: Rigid, seed: int) -> tuple[
             poses = climb(pair, poses, steps=STEPS, samples=SAMPLES, seed=seed, with_overlap=False)
     with torch.no_grad():
         score = pairs[-1].alike(poses, pairs[-1].choose(SAMPLES, torch.Generator().manual_seed(seed)))[0]
-    return _rigid(poses[0]), float(score[0]), float(_apart_mm(poses, first[0], pairs[-1])[0])
+    return Rigid.nearest(poses[0].double().numpy()), float(score[0]), float(_apart_mm(poses, first[0], pairs[-1])[0])
 
 
 def _search(pairs: list[Pair], seed: int, from_centres: bool) -> Found:
@@ -96,7 +95,7 @@ def _search(pairs: list[Pair], seed: int, from_centres: bool) -> Found:
         warnings.append(
             f"The rigid start on images is weak: its mutual information is {gain:.1f} times that of chance. Check the overlay."
         )
-    return _rigid(poses[0]), "images", score, tuple(warnings)
+    return Rigid.nearest(poses[0].double().numpy()), "images", score, tuple(warnings)
 
 
 def _pairs(case: Case, spacings_mm: Sequence[float], bins: int) -> list[Pair]:
@@ -209,11 +208,3 @@ def _against_chance(pair: Pair, best: Poses, seed: int) -> tuple[float, float]:
             "Check that both show the same patient and region, give labels of both, or a transform (--initial TRANSFORM)."
         )
     return score, gain
-
-
-def _rigid(matrix: Float[Tensor, "4 4"]) -> Rigid:
-    """With the rotation made orthonormal in double precision."""
-    exact = matrix.double().numpy().copy()
-    u, _, vt = np.linalg.svd(exact[:3, :3])
-    exact[:3, :3] = Rotation.from_matrix(u @ vt).as_matrix()
-    return Rigid(exact)

@@ -79,6 +79,14 @@ class Rigid(Transform):
     def identity(cls) -> "Rigid":
         return cls(np.eye(4))
 
+    @classmethod
+    def nearest(cls, matrix: np.ndarray) -> "Rigid":
+        """Of a matrix that is rigid but for the rounding that products of rotations gather."""
+        u, _, vt = np.linalg.svd(matrix[:3, :3])
+        out = np.array(matrix, dtype=np.float64)
+        out[:3, :3] = u @ vt
+        return cls(out)
+
     def __call__(self, points_mm: Float[Tensor, "3 n"]) -> Float[Tensor, "3 n"]:
         matrix = torch.as_tensor(self.matrix.copy(), device=points_mm.device)
         return (matrix[:3, :3] @ points_mm.double() + matrix[:3, 3, None]).to(points_mm.dtype)
