@@ -19,6 +19,7 @@ from osteomorph.errors import InputError
 from osteomorph.geometry import Grid
 from osteomorph.image import Image
 from osteomorph.io import dicom, digest, read_header, read_image, write_image, write_transform
+from osteomorph.io.headers import HeaderWarning
 from osteomorph.transforms import Rigid
 
 LPS = np.diag([-1.0, -1.0, 1.0])
@@ -128,7 +129,7 @@ def moved_corner(grid, shift):
 REFUSED = {
     "a slice is missing": (lambda g, k: g.affine[:3, 2] * (k > 2), r"IM0002.dcm and IM0003.dcm .*missing"),
     "two at a place": (lambda g, k: -g.affine[:3, 2] * (k > 2), "several images of one place"),
-    "gantry tilt": (lambda g, k: 3 * g.affine[:3, 0] * k, "not orthogonal.*dcm2niix"),
+    "slices beside each other": (lambda g, k: 9 * g.affine[:3, 0] * k, "degrees from upright"),
 }
 
 
@@ -140,6 +141,51 @@ def test_slices_that_are_no_even_stack_are_refused(tmp_path, what):
     with pytest.raises(InputError, match=said) as caught:
         read_image(folder)
     assert "\n" not in str(caught.value)
+
+
+def leaning(grid, voxels):
+    """Corners of slices that lie that many voxels beside each other, along both axes of a slice."""
+    return lambda k: (grid.affine @ [k * voxels[0], k * voxels[1], k, 1])[:3]
+
+
+@pytest.mark.parametrize("voxels", [(0.0, 0.4), (0.0, -0.7), (0.6, 0.0), (-0.3, 0.5)])
+@pytest.mark.parametrize("name", [*GRIDS, "oblique"])
+def test_a_gantry_tilt_is_taken_out(tmp_path, name, voxels):
+    """What is linear in the world stays so, wherever a slice shows it."""
+    grid = right_handed(oblique_grid((17, 19, 8)) if name == "oblique" else GRIDS[name])
+    corner, n = leaning(grid, voxels), grid.shape[2]
+    index = np.stack(np.meshgrid(*(np.arange(m) for m in grid.shape), indexing="ij")).astype(float)
+    world = np.einsum("wa,aijk->wijk", grid.affine[:3, :3], index[:, :, :, :1] * np.array([1, 1, 0])[:, None, None, None])
+    world = world + np.stack([corner(k) for k in range(n)], -1)[:, None, None]
+    slope = np.array([3.0, -2.0, 1.5])
+    values = np.einsum("w,wijk->ijk", slope, world) + 500
+    folder = write_series(tmp_path / "series", values, grid, corner=corner, slope=0.05)
+    with pytest.warns(HeaderWarning, match="gantry tilt of [0-9.]+ degrees"):
+        image = read_image(folder)
+    turned = image.grid.direction.T @ grid.direction
+    np.testing.assert_allclose(turned, np.eye(3), atol=1e-4)
+    np.testing.assert_allclose(image.grid.spacing_mm, grid.spacing_mm, rtol=1e-4)
+    assert image.grid.shape == (*(m + int(np.ceil(abs(v) * (n - 1))) for m, v in zip(grid.shape, voxels)), n)  # noqa: B905
+    points = image.grid.points(torch.float64).numpy()
+    truth = np.einsum("w,wijk->ijk", slope, points) + 500
+    from_corner = np.stack([points[..., k] - corner(k)[:, None, None] for k in range(n)], -1)
+    at = np.einsum("aw,wijk->aijk", np.linalg.inv(grid.affine[:3, :3])[:2], from_corner)
+    shown = ((at >= -1e-6) & (at <= np.array(grid.shape[:2])[:, None, None, None] - 1 + 1e-6)).all(0)
+    beyond = ((at < -1) | (at > np.array(grid.shape[:2])[:, None, None, None])).any(0)
+    found = image.data[0].numpy()
+    assert shown.mean() > 0.3
+    np.testing.assert_allclose(found[shown], truth[shown], atol=0.06)
+    assert (found[beyond] == found.min()).all()
+
+
+def test_a_tilt_is_measured_from_upright(tmp_path):
+    grid = right_handed(oblique_grid((17, 19, 8)))
+    folder = write_series(tmp_path / "series", ct(grid), grid, corner=leaning(grid, (0.0, 0.5)))
+    with pytest.warns(HeaderWarning):
+        head = read_header(folder)
+    sine = 0.5 * grid.spacing_mm[1] / grid.spacing_mm[2]
+    assert head.tilt.angle_deg == pytest.approx(np.degrees(np.arctan(sine)), abs=0.01)
+    assert head.grid.shape == head.shape
 
 
 def test_headers_that_round_are_not(tmp_path):

@@ -11,8 +11,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from osteomorph.errors import InputError
-from osteomorph.io.files import is_dicom
-from osteomorph.io.headers import Header, repaired_grid
+from osteomorph.io.files import ITK, NIFTI, is_dicom, suffix
+from osteomorph.io.gantry import LARGEST_DEG, Tilt
+from osteomorph.io.headers import Header, repaired_grid, warn
 from osteomorph.io.itk import DTYPES, FLIP
 
 FEWEST = 4
@@ -29,7 +30,7 @@ MOST_LISTED = 6
 CLASS = b"\2\0\2\0UI"
 """Before a file's class (media storage SOP class UID) and its length, at its beginning."""
 
-DESCRIPTION, MODALITY = "0008|103e", "0008|0060"
+SERIES, DESCRIPTION, MODALITY = "0020|000e", "0008|103e", "0008|0060"
 BITS, SIGNED, INTERCEPT, SLOPE = "0028|0101", "0028|0103", "0028|1052", "0028|1053"
 
 
@@ -49,14 +50,16 @@ class _Plane:
     tags: dict[str, str]
 
     @classmethod
-    def of(cls, file: Path) -> "_Plane":
+    def where_readable(cls, file: Path) -> "_Plane | None":
+        """None of a file without an image, and of one that is damaged."""
         reader = sitk.ImageFileReader()
+        reader.SetImageIO("GDCMImageIO")
         reader.SetFileName(str(file))
         try:
             with _quietly():
                 reader.ReadImageInformation()
         except RuntimeError:
-            raise InputError(f"{file} holds no DICOM image, or is damaged. Give the series of a CT or an MR.") from None
+            return None
         tags = {key: _readable(reader.GetMetaData(key)) for key in reader.GetMetaDataKeys() if key in _TAGS}
         return cls(
             file,
@@ -90,7 +93,7 @@ class _Plane:
         return np.dtype(np.int16) if fits and dtype.itemsize > 2 else dtype
 
 
-_TAGS = (DESCRIPTION, MODALITY, BITS, SIGNED, INTERCEPT, SLOPE)
+_TAGS = (SERIES, DESCRIPTION, MODALITY, BITS, SIGNED, INTERCEPT, SLOPE)
 
 
 def files(path: Path) -> list[Path]:
@@ -98,34 +101,18 @@ def files(path: Path) -> list[Path]:
 
     Raises InputError: no DICOM, several such series, or a file that is damaged.
     """
-    folder = path if path.is_dir() else path.parent
-    with _quietly():
-        found = [_files(folder, uid) for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))]
-    known = {file for names in found for file in names}
-    if folder != path:
-        found = [names for names in found if path.name in {file.name for file in names}]
-        if not found:
-            raise InputError(
-                f"{path} holds no DICOM image, or is truncated or damaged. Give a file of the series of a CT or an MR."
-            )
-    if not found:
-        raise InputError(f"{path} is a folder without DICOM images. Give a file, or the folder that holds one DICOM series.")
-    volumes = [names for names in found if len(names) >= FEWEST] or found
-    if len(volumes) > 1:
-        listed = ", ".join(map(_told, volumes[:MOST_LISTED]))
-        more = f" and {len(volumes) - MOST_LISTED} more" if len(volumes) > MOST_LISTED else ""
-        raise InputError(f"{path} holds {len(volumes)} DICOM series: {listed}{more}. Give one file of the one that is meant.")
-    _check_whole(volumes[0], known)
-    return volumes[0]
+    return [plane.file for plane in _series(path)]
 
 
 def header(path: Path) -> Header:
     """Of a series as a volume, its slices in the order of their places.
 
+    Where the gantry was tilted, of the upright volume, with a HeaderWarning.
+
     Raises InputError: as `files`; several values per voxel or frames per file, slices that are not parallel, more than one at a
-    place, uneven steps between them, or a gantry tilt.
+    place, or uneven steps between them.
     """
-    planes = [_Plane.of(file) for file in files(path)]
+    planes = _series(path)
     first = planes[0]
     if len(first.size) > 2 and first.size[2] > 1:
         raise InputError(f"{path} holds {first.size[2]} frames in one file (enhanced DICOM). Convert it with dcm2niix first.")
@@ -140,11 +127,19 @@ def header(path: Path) -> Header:
     affine[:3, :2] = first.direction[:, :2] * first.spacing_mm
     affine[:3, 2] = _step(path, planes, normal)
     affine[:3, 3] = planes[0].corner_mm
-    shape = (*first.size[:2], len(planes))
+    affine, shape = FLIP @ affine, (first.size[0], first.size[1], len(planes))
+    tilt = Tilt.of(affine[:3, :3], len(planes))
+    if tilt is not None:
+        if tilt.angle_deg > LARGEST_DEG:
+            raise InputError(
+                f"{path}: its slices lie beside each other, {tilt.angle_deg:.0f} degrees from upright. Give one stack."
+            )
+        warn(path, f"slices are shifted in their planes to take out a gantry tilt of {tilt.angle_deg:.1f} degrees.")
+        affine, shape = tilt.upright(affine, shape)
     kinds = {plane.dtype for plane in planes}
     dtype = first.dtype if len(kinds) == 1 else np.dtype(np.float32)
     names = tuple(plane.file for plane in planes)
-    return Header(path, shape, dtype, repaired_grid(shape, FLIP @ affine, path), components=first.components, files=names)
+    return Header(path, shape, dtype, repaired_grid(shape, affine, path), components=first.components, files=names, tilt=tilt)
 
 
 def voxels(head: Header) -> np.ndarray:
@@ -157,22 +152,44 @@ def voxels(head: Header) -> np.ndarray:
     reader.SetOutputPixelType(next(pixel for pixel, dtype in DTYPES.items() if dtype == head.dtype))
     try:
         with _quietly():
-            return sitk.GetArrayFromImage(reader.Execute()).T
+            stack = sitk.GetArrayFromImage(reader.Execute()).T
     except RuntimeError:
         raise InputError(f"{head.path}: a file of the series is truncated or damaged. Copy or export it again.") from None
+    return stack if head.tilt is None else head.tilt.corrected(stack)
 
 
 # -- helpers ------------------------------------------------------------------------------------------------------------
-def _files(folder: Path, series: str) -> list[Path]:
-    with _quietly():
-        return sorted(Path(name) for name in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series))
+def _series(path: Path) -> list[_Plane]:
+    """See `files`. Every file is read by itself: GDCM's own scan of a folder stops at one that it cannot parse."""
+    folder = path if path.is_dir() else path.parent
+    found: dict[str, list[_Plane]] = {}
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and suffix(file) not in NIFTI + ITK and (plane := _Plane.where_readable(file)) is not None:
+            found.setdefault(plane.tags.get(SERIES, ""), []).append(plane)
+    known = {plane.file for planes in found.values() for plane in planes}
+    series = list(found.values())
+    if folder != path:
+        series = [planes for planes in series if path.name in {plane.file.name for plane in planes}]
+        if not series:
+            raise InputError(
+                f"{path} holds no DICOM image, or is truncated or damaged. Give a file of the series of a CT or an MR."
+            )
+    if not series:
+        raise InputError(f"{path} is a folder without DICOM images. Give a file, or the folder that holds one DICOM series.")
+    volumes = [planes for planes in series if len(planes) >= FEWEST] or series
+    if len(volumes) > 1:
+        listed = ", ".join(map(_told, volumes[:MOST_LISTED]))
+        more = f" and {len(volumes) - MOST_LISTED} more" if len(volumes) > MOST_LISTED else ""
+        raise InputError(f"{path} holds {len(volumes)} DICOM series: {listed}{more}. Give one file of the one that is meant.")
+    _check_whole(volumes[0][0].file, known)
+    return volumes[0]
 
 
-def _check_whole(series: list[Path], known: set[Path]) -> None:
-    """Raises InputError where a file beside a series says that it is of its kind, or no longer what it is, and is in none that
-    is known: GDCM leaves damaged files out without a word. Structures and plans, which lie there too, are of another kind."""
-    kind = _class(series[0])
-    for file in sorted(series[0].parent.iterdir()):
+def _check_whole(first: Path, known: set[Path]) -> None:
+    """Raises InputError where a file beside a series says that it is of its kind, or no longer what it is, and could not be
+    read. Structures and plans, which lie there too, are of another kind. first: of the series. known: what could be read."""
+    kind = _class(first)
+    for file in sorted(first.parent.iterdir()):
         if file.is_file() and file not in known and is_dicom(file) and _class(file) in (kind, b""):
             raise InputError(f"{file} is truncated or damaged, and may be a slice of the series. Copy or export it again.")
 
@@ -191,13 +208,10 @@ def _readable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text.strip(" \0"))
 
 
-def _told(names: list[Path]) -> str:
-    try:
-        tags = _Plane.of(names[0]).tags
-    except InputError:
-        tags = {}
+def _told(planes: list[_Plane]) -> str:
+    tags, count = planes[0].tags, len(planes)
     what = f"{tags.get(DESCRIPTION) or 'without a name'} ({tags.get(MODALITY) or 'no image'}"
-    return f"{what}, {len(names)} file{'s' * (len(names) > 1)}, {names[0].name})"
+    return f"{what}, {count} file{'s' * (count > 1)}, {planes[0].file.name})"
 
 
 def _step(path: Path, planes: list[_Plane], normal: np.ndarray) -> np.ndarray:

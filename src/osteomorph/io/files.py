@@ -12,6 +12,7 @@ from osteomorph.errors import InputError
 
 NIFTI = (".nii", ".nii.gz")
 ITK = (".mha", ".mhd", ".nrrd", ".nhdr")
+DICOM = (".dcm", ".ima")
 
 PathLike = str | os.PathLike[str]
 
@@ -42,9 +43,12 @@ def existing(path: PathLike) -> Path:
 
 
 def is_dicom(path: PathLike) -> bool:
-    """Whether it is a folder, which may hold a series, or a file that begins like DICOM and is not named otherwise."""
+    """Whether it is a folder, which may hold a series, or a file that begins like DICOM and is not named otherwise, or is named
+    like DICOM: old exports lack the mark."""
     path = Path(path)
-    return path.is_dir() or (suffix(path) not in NIFTI + ITK and path.is_file() and _content(existing(path)) == "DICOM")
+    if path.is_dir() or not path.is_file() or suffix(path) in NIFTI + ITK:
+        return path.is_dir()
+    return suffix(path) in DICOM or _content(existing(path)) == "DICOM"
 
 
 def volume_format(path: PathLike) -> str:

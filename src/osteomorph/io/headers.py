@@ -9,6 +9,7 @@ import numpy as np
 
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid
+from osteomorph.io.gantry import Tilt
 
 SHEAR_KEPT = 1e-5
 """Largest dot product of two axes that passes as rounding of the header."""
@@ -33,7 +34,7 @@ class Header:
     scaled: whether stored values are multiplied or shifted on reading.
     intent: NIfTI intent code; 1006 and 1007 are vectors. 0 for other formats.
     components: values per voxel.
-    files: of a DICOM series, in the order of its slices.
+    files: of a DICOM series, in the order of its slices. tilt: the gantry's, which ``shape`` and ``grid`` are without.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Header:
     intent: int = 0
     components: int = 1
     files: tuple[Path, ...] = ()
+    tilt: Tilt | None = None
 
     @property
     def voxels(self) -> int:
@@ -99,7 +101,7 @@ def repaired_grid(shape: tuple[int, ...], affine: np.ndarray, path: Path) -> Gri
     if stretch.min() < 1e-3 or largest > REPAIR_LIMIT * extent:
         raise InputError(
             f"{path}: its axes are not orthogonal, and making them so would displace voxels by up to {largest:.1f} mm. "
-            "Resample it onto a grid of orthogonal axes first (for a CT with gantry tilt, dcm2niix does so)."
+            "Resample it onto a grid of orthogonal axes first, or give the DICOM series that it was made from."
         )
     if largest > 0.01:
         warn(path, f"axes that are not orthogonal were made so; this displaces voxels by up to {largest:.2f} mm.")
