@@ -1,6 +1,7 @@
 """What a file holds, in plain words: one (name, value) pair a line."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def _volume(path: Path) -> Facts:
     kind = f"{head.dtype}{', scaled by the header' if head.scaled else ''}"
     facts = ([("voxels", _by(head.shape))] if head.grid is None else grid_facts(head.grid)) + [("stored as", kind)]
     if head.files:
-        facts = [("DICOM series", f"{len(head.files)} files, {head.files[0].name} to {head.files[-1].name}"), *facts]
+        facts = [("DICOM series", _series(head.files, head.frames)), *facts]
     if head.components == 3 or (len(head.shape) == 5 and head.shape[-1] == 3):
         frame = {1006: "RAS (intent 1006)", 1007: "LPS (intent 1007)"}.get(head.intent, "LPS (ITK)")
         return [("kind", f"displacement in {frame}"), *facts, *transform_facts(read_transform(path))]
@@ -201,6 +202,12 @@ def _result(path: Path) -> Facts:
         moved = f"rotation {bone['rotation_deg']:.2f} degrees, shift {np.linalg.norm(bone['displacement_mm']):.2f} mm"
         facts.append((f"bone {bone['name']}", f"{moved}, not rigid by up to {bone['rigidity_residual_mm']:.2f} mm"))
     return facts
+
+
+def _series(files: Sequence[Path], frames: Sequence[int]) -> str:
+    if len(files) == 1:
+        return f"{files[0].name}" + (f", {len(frames)} frames" if frames else "")
+    return f"{len(files)} files, {files[0].name} to {files[-1].name}"
 
 
 def _by(values: Any, form: str = "") -> str:

@@ -203,13 +203,20 @@ def test_slices_that_are_not_parallel_are_refused(tmp_path):
         read_image(folder)
 
 
-def test_frames_in_one_file_are_refused(tmp_path):
-    volume = sitk.GetImageFromArray(np.zeros((5, 6, 7), dtype=np.uint16))
+@pytest.mark.parametrize("name", [*GRIDS, "oblique"])
+def test_a_volume_that_itk_wrote_as_one_file_is_read(tmp_path, name):
+    grid = right_handed(oblique_grid((7, 9, 6)) if name == "oblique" else GRIDS[name])
+    values = ct(grid) + 1000
+    volume = sitk.GetImageFromArray(values.T.astype(np.uint16))
+    volume.SetSpacing(grid.spacing_mm.tolist())
+    volume.SetDirection((LPS @ grid.direction).ravel().tolist())
+    volume.SetOrigin((LPS @ grid.affine[:3, 3]).tolist())
     ours = locale.setlocale(locale.LC_ALL)
-    sitk.WriteImage(volume, str(tmp_path / "enhanced.dcm"))
+    sitk.WriteImage(volume, str(tmp_path / "volume.dcm"))
     locale.setlocale(locale.LC_ALL, ours)
-    with pytest.raises(InputError, match="5 frames in one file"):
-        read_image(tmp_path / "enhanced.dcm")
+    image = read_image(tmp_path / "volume.dcm")
+    assert image.grid.isclose(grid, 1e-3)
+    np.testing.assert_array_equal(image.data[0].numpy(), values)
 
 
 def test_other_folders_and_files_are_refused(tmp_path, capfd):
@@ -317,3 +324,132 @@ def test_register_reads_series_and_writes_what_it_always_does(pair, tmp_path):
     assert one.grid == other.grid
     assert float((one.data - other.data).abs().mean()) < 0.02 * float(one.data.std())
     assert (tmp_path / "b" / "report.html").is_file()
+
+
+def write_enhanced(path, values, grid, order=None, corner=None, intercepts=None, per_frame=(), without=()):
+    """One file of many frames, as newer scanners write them. order: of the frames in it. per_frame: groups that each frame says
+    for itself. without: groups that nobody says."""
+    from pydicom import Dataset, FileMetaDataset, uid
+    from pydicom.sequence import Sequence
+
+    def one(**elements):
+        item = Dataset()
+        for name, value in elements.items():
+            setattr(item, name, value)
+        return Sequence([item])
+
+    def groups(k):
+        place = (grid.affine @ [0, 0, k, 1])[:3] if corner is None else corner(k)
+        return {
+            "PlanePositionSequence": one(ImagePositionPatient=[round(float(v), 8) for v in LPS @ place]),
+            "PlaneOrientationSequence": one(
+                ImageOrientationPatient=[round(float(v), 10) for v in (LPS @ grid.direction[:, :2]).T.ravel()]
+            ),
+            "PixelMeasuresSequence": one(PixelSpacing=[float(h) for h in grid.spacing_mm[1::-1]]),
+            "PixelValueTransformationSequence": one(
+                RescaleSlope=1, RescaleIntercept=-1024 if intercepts is None else intercepts[k], RescaleType="HU"
+            ),
+        }
+
+    def said(k, names):
+        item = Dataset()
+        for name, group in groups(k).items():
+            if name in names and name not in without:
+                setattr(item, name, group)
+        return item
+
+    frames = list(range(grid.shape[2]) if order is None else order)
+    alone = {"PlanePositionSequence", *per_frame}
+    data, meta = Dataset(), FileMetaDataset()
+    meta.MediaStorageSOPClassUID = data.SOPClassUID = uid.EnhancedCTImageStorage
+    meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = uid.generate_uid(entropy_srcs=[str(path)])
+    meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    data.file_meta = meta
+    data.Modality, data.SeriesInstanceUID, data.StudyInstanceUID = "CT", "1.2.4", "1.2"
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
+    data.Columns, data.Rows, data.NumberOfFrames = grid.shape[0], grid.shape[1], len(frames)
+    data.SharedFunctionalGroupsSequence = Sequence([said(0, groups(0).keys() - alone)])
+    data.PerFrameFunctionalGroupsSequence = Sequence([said(k, alone) for k in frames])
+    data.PixelData = np.stack([values[:, :, k].T + 1024 for k in frames]).astype("<i2").tobytes()
+    path.parent.mkdir(exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.mark.parametrize("own", [(), ("PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence")])
+@pytest.mark.parametrize("name", [*GRIDS, "oblique"])
+def test_frames_of_one_file_are_the_volume_they_were_cut_from(tmp_path, name, own):
+    grid = right_handed(oblique_grid((7, 9, 6)) if name == "oblique" else GRIDS[name])
+    values = ct(grid)
+    order = np.random.default_rng(2).permutation(grid.shape[2])
+    path = write_enhanced(tmp_path / "series" / "IM1", values, grid, order, per_frame=own)
+    for given in (path, path.parent):
+        image = read_image(given)
+        assert image.grid.isclose(grid, 1e-4)
+        np.testing.assert_array_equal(image.data[0].numpy(), values)
+    assert ("DICOM series", f"IM1, {grid.shape[2]} frames") in describe(path)
+    assert digest(path) == digest(path.parent)
+
+
+def test_frames_of_a_tilted_gantry_are_set_upright(tmp_path):
+    grid = right_handed(oblique_grid((17, 19, 8)))
+    slices = write_series(tmp_path / "slices", ct(grid), grid, corner=leaning(grid, (0.0, 0.4)))
+    frames = write_enhanced(tmp_path / "frames" / "IM1", ct(grid), grid, [3, 1, 0, 2, 7, 5, 6, 4], leaning(grid, (0.0, 0.4)))
+    with pytest.warns(HeaderWarning, match="gantry tilt"):
+        one, other = read_image(slices), read_image(frames)
+    assert one.grid.isclose(other.grid, 1e-4)
+    torch.testing.assert_close(one.data, other.data, atol=1.0, rtol=0)
+
+
+def test_frames_that_are_no_volume_are_refused(tmp_path):
+    grid = right_handed(oblique_grid((7, 9, 6)))
+    values = ct(grid)
+    echoes = write_enhanced(tmp_path / "a" / "IM1", values, grid, [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5])
+    with pytest.raises(InputError, match=r"several images of one place \(frame \d+, frame \d+\)"):
+        read_header(echoes)
+    film = write_enhanced(tmp_path / "b" / "IM1", values, grid, without=("PixelMeasuresSequence",))
+    with pytest.raises(InputError, match="6 frames and does not say where each lies"):
+        read_header(film)
+    uneven = write_enhanced(
+        tmp_path / "c" / "IM1", values, grid, intercepts=range(6), per_frame=["PixelValueTransformationSequence"]
+    )
+    with pytest.raises(InputError, match="rescaled differently"):
+        read_header(uneven)
+    both = write_enhanced(tmp_path / "d" / "IM1", values, grid)
+    write_enhanced(tmp_path / "d" / "IM2", values, grid)
+    with pytest.raises(InputError, match="2 files of several frames"):
+        read_header(both)
+
+
+def write_dose(path):
+    """Of one plane, that says where others are."""
+    from pydicom import Dataset, FileMetaDataset, uid
+
+    data, meta = Dataset(), FileMetaDataset()
+    meta.MediaStorageSOPClassUID = data.SOPClassUID = uid.RTDoseStorage
+    meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = uid.generate_uid(entropy_srcs=["dose"])
+    meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    data.file_meta = meta
+    data.Modality, data.SeriesInstanceUID, data.StudyInstanceUID = "RTDOSE", "1.2.9", "1.2"
+    data.ImagePositionPatient, data.ImageOrientationPatient, data.PixelSpacing = [0, 0, 0], [1, 0, 0, 0, 1, 0], [2, 2]
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+    data.Columns, data.Rows, data.FrameIncrementPointer = 4, 4, 0x3004000C
+    data.GridFrameOffsetVector, data.DoseGridScaling = [0, 5, 10], 0.1
+    data.PixelData = bytes(32)
+    data.save_as(path, enforce_file_format=True)
+
+
+def test_other_files_in_the_folder_do_not_stop_a_series(tmp_path):
+    grid = right_handed(oblique_grid((7, 9, 6)))
+    folder = write_series(tmp_path / "series", ct(grid), grid)
+    write_dose(folder / "dose.dcm")
+    with pytest.raises(RuntimeError):  # what GDCM makes of this folder
+        sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    (folder / "Thumbs.db").write_bytes(b"\0" * 600)
+    (folder / "readme.txt").write_text("a series")
+    assert read_image(folder).grid.isclose(grid, 1e-4)
+    assert read_image(folder / "IM0003.dcm").grid.isclose(grid, 1e-4)
+    with pytest.raises(InputError, match="dose"):
+        read_image(folder / "dose.dcm")

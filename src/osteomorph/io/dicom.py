@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import final
@@ -11,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from osteomorph.errors import InputError
+from osteomorph.io.enhanced import frames
 from osteomorph.io.files import ITK, NIFTI, is_dicom, suffix
 from osteomorph.io.gantry import LARGEST_DEG, Tilt
 from osteomorph.io.headers import Header, repaired_grid, warn
@@ -37,8 +38,8 @@ BITS, SIGNED, INTERCEPT, SLOPE = "0028|0101", "0028|0103", "0028|1052", "0028|10
 @final
 @dataclass(frozen=True, eq=False)
 class _Plane:
-    """One file: size in voxels, spacing in mm and directions (columns) of its axes, its first voxel's centre in LPS mm, and its
-    tags."""
+    """One slice: its file, its size in voxels, spacing in mm and directions (columns) of its axes, its first voxel's centre in
+    LPS mm, and its tags; a frame's number where its file holds several."""
 
     file: Path
     size: tuple[int, ...]
@@ -48,6 +49,7 @@ class _Plane:
     pixel: int
     components: int
     tags: dict[str, str]
+    frame: int | None = None
 
     @classmethod
     def where_readable(cls, file: Path) -> "_Plane | None":
@@ -71,6 +73,33 @@ class _Plane:
             reader.GetNumberOfComponents(),
             tags,
         )
+
+    @property
+    def name(self) -> str:
+        return self.file.name if self.frame is None else f"frame {self.frame + 1}"
+
+    @property
+    def count(self) -> int:
+        """Slices in the file."""
+        return int(self.size[2]) if len(self.size) > 2 else 1
+
+    def frames(self) -> "list[_Plane]":
+        """Of a file of several: each of them.
+
+        Raises InputError: the file does not tell where they lie.
+        """
+        return [
+            replace(
+                self,
+                size=(*self.size[:2], 1),
+                spacing_mm=frame.spacing_mm,
+                direction=frame.direction,
+                corner_mm=frame.corner_mm,
+                tags={**self.tags, SLOPE: str(frame.slope), INTERCEPT: str(frame.intercept)},
+                frame=number,
+            )
+            for number, frame in enumerate(frames(self.file))
+        ]
 
     def parallel(self, other: "_Plane") -> bool:
         """Whether both are slices of one volume, as far as their axes go."""
@@ -113,13 +142,14 @@ def header(path: Path) -> Header:
     place, or uneven steps between them.
     """
     planes = _series(path)
+    if planes[0].count > 1:
+        if len(planes) > 1:
+            raise InputError(f"{path} holds {len(planes)} files of several frames each. Give one of them.")
+        planes = planes[0].frames()
     first = planes[0]
-    if len(first.size) > 2 and first.size[2] > 1:
-        raise InputError(f"{path} holds {first.size[2]} frames in one file (enhanced DICOM). Convert it with dcm2niix first.")
     if (other := next((plane for plane in planes if not plane.parallel(first)), None)) is not None:
         raise InputError(
-            f"{path}: {first.file.name} and {other.file.name} differ in size, spacing or orientation. "
-            "Give a series of parallel slices."
+            f"{path}: {first.name} and {other.name} differ in size, spacing or orientation. Give a series of parallel slices."
         )
     normal = np.cross(first.direction[:, 0], first.direction[:, 1])
     planes.sort(key=lambda plane: float(plane.corner_mm @ normal))
@@ -138,8 +168,10 @@ def header(path: Path) -> Header:
         affine, shape = tilt.upright(affine, shape)
     kinds = {plane.dtype for plane in planes}
     dtype = first.dtype if len(kinds) == 1 else np.dtype(np.float32)
-    names = tuple(plane.file for plane in planes)
-    return Header(path, shape, dtype, repaired_grid(shape, affine, path), components=first.components, files=names, tilt=tilt)
+    names = tuple(plane.file for plane in planes) if first.frame is None else (first.file,)
+    order = tuple(plane.frame for plane in planes if plane.frame is not None)
+    grid = repaired_grid(shape, affine, path)
+    return Header(path, shape, dtype, grid, components=first.components, files=names, frames=order, tilt=tilt)
 
 
 def voxels(head: Header) -> np.ndarray:
@@ -149,12 +181,15 @@ def voxels(head: Header) -> np.ndarray:
     """
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(file) for file in head.files])
+    reader.SetImageIO("GDCMImageIO")
     reader.SetOutputPixelType(next(pixel for pixel, dtype in DTYPES.items() if dtype == head.dtype))
     try:
         with _quietly():
             stack = sitk.GetArrayFromImage(reader.Execute()).T
     except RuntimeError:
         raise InputError(f"{head.path}: a file of the series is truncated or damaged. Copy or export it again.") from None
+    if head.frames:
+        stack = stack.reshape(*stack.shape[:2], -1)[:, :, list(head.frames)]
     return stack if head.tilt is None else head.tilt.corrected(stack)
 
 
@@ -176,7 +211,7 @@ def _series(path: Path) -> list[_Plane]:
             )
     if not series:
         raise InputError(f"{path} is a folder without DICOM images. Give a file, or the folder that holds one DICOM series.")
-    volumes = [planes for planes in series if len(planes) >= FEWEST] or series
+    volumes = [planes for planes in series if sum(plane.count for plane in planes) >= FEWEST] or series
     if len(volumes) > 1:
         listed = ", ".join(map(_told, volumes[:MOST_LISTED]))
         more = f" and {len(volumes) - MOST_LISTED} more" if len(volumes) > MOST_LISTED else ""
@@ -223,13 +258,13 @@ def _step(path: Path, planes: list[_Plane], normal: np.ndarray) -> np.ndarray:
     at = int(steps.argmin())
     if steps[at] < UNEVEN * max(usual, 1.0):
         raise InputError(
-            f"{path} holds several images of one place ({planes[at].file.name}, {planes[at + 1].file.name}): echoes, times or "
+            f"{path} holds several images of one place ({planes[at].name}, {planes[at + 1].name}): echoes, times or "
             "diffusion weights, or headers without places. Convert it with dcm2niix and give one of its volumes."
         )
     at = int(np.abs(steps - usual).argmax())
     if abs(steps[at] - usual) > UNEVEN * max(usual, 1.0):
         raise InputError(
-            f"{path}: its slices lie {usual:.4g} mm apart, but {planes[at].file.name} and {planes[at + 1].file.name} "
+            f"{path}: its slices lie {usual:.4g} mm apart, but {planes[at].name} and {planes[at + 1].name} "
             f"{steps[at]:.4g} mm. A file may be missing; export the series again, or resample it to even steps."
         )
     return np.asarray((planes[-1].corner_mm - planes[0].corner_mm) / (len(planes) - 1))

@@ -34,7 +34,8 @@ class Header:
     scaled: whether stored values are multiplied or shifted on reading.
     intent: NIfTI intent code; 1006 and 1007 are vectors. 0 for other formats.
     components: values per voxel.
-    files: of a DICOM series, in the order of its slices. tilt: the gantry's, which ``shape`` and ``grid`` are without.
+    files, frames: of a DICOM series, in the order of its slices; frames, from 0, of one file that holds several.
+    tilt: the gantry's, which ``shape`` and ``grid`` are without.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Header:
     intent: int = 0
     components: int = 1
     files: tuple[Path, ...] = ()
+    frames: tuple[int, ...] = ()
     tilt: Tilt | None = None
 
     @property
