@@ -72,11 +72,8 @@ class DistanceMap:
 
     @cached_property
     def to_unit(self) -> Float64[np.ndarray, "3 4"]:
-        """World mm to -1 to 1 from the crop's first to its last voxel centre, last array axis first."""
-        half = np.maximum(np.array(self.grid.shape) - 1, 1e-3)[:, None] / 2
-        matrix = np.linalg.inv(self.grid.affine)[:3] / half
-        matrix[:, 3] -= 1
-        return matrix[::-1].copy()
+        """`Grid.to_unit` of the crop."""
+        return self.grid.to_unit
 
     @cached_property
     def _square_mm(self) -> Tensor:

@@ -180,9 +180,9 @@ def _windowed(
     channels = []
     for channel in data:
         start, end = _window(name, channel.numpy(), plan.percentiles)
-        scaled = (_padded(channel, before, after, low) - start) / (end - start)
-        channels.append(scaled.clamp(0, 1) if plan.clip else scaled)
-    return torch.stack(channels)
+        scaled = (_padded(channel, before, after, low) - start).div_(end - start)
+        channels.append(scaled.clamp_(0, 1) if plan.clip else scaled)
+    return channels[0][None] if len(channels) == 1 else torch.stack(channels)
 
 
 def _padded(data: torch.Tensor, before: tuple[int, int, int], after: tuple[int, int, int], value: float) -> torch.Tensor:

@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from osteomorph.fields import along_axes
-from osteomorph.geometry import Grid, Interpolation, sample_at
+from osteomorph.geometry import Grid, Interpolation, affine_ramps, sample_at, sample_unit
 from osteomorph.image import Image, Labels
 from osteomorph.kept import kept
 from osteomorph.transforms import Rigid, Transform
@@ -52,6 +52,11 @@ def _by_slab(moving: Image | Labels, transform: Transform, onto: Grid, how: Inte
     out = torch.empty(moving.data.shape[0], *onto.shape, dtype=moving.data.dtype)
     working = torch.float32 if how == "linear" else torch.float64
     for planes, part in onto.slabs():
+        if isinstance(transform, Rigid) and how == "linear" and outside is None:
+            to_unit = moving.grid.to_unit @ part.moved(transform.matrix).affine
+            unit = affine_ramps(to_unit, part.shape, moving.data.dtype).flatten(1)
+            out[:, planes] = sample_unit(moving.data, unit).unflatten(-1, part.shape)
+            continue
         if isinstance(transform, Rigid):  # lattices stay lattices
             index = moving.grid.index_of(part.moved(transform.matrix), working).flatten(1)
         else:

@@ -197,7 +197,7 @@ NEIGHBOURS: tuple[Step, ...] = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0
 PAIRS: tuple[Pair, ...] = tuple((a, b) for a, b in combinations(NEIGHBOURS, 2) if np.dot(a, b) == 0)
 """Neighbours at right angles to each other: one channel of MIND-SSC each."""
 
-VOXELS_CACHED = 1 << 14
+VOXELS_CACHED = 1 << 15
 """Voxels described at a time, so that their channels stay in the cache."""
 
 

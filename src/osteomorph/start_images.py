@@ -28,7 +28,8 @@ LONGER_MM = 40.0
 STEPS = 30
 """Of the optimiser at each resolution."""
 COARSE_SAMPLES, SAMPLES = 6_000, 30_000
-"""Voxels looked at in a step: at the coarsest resolution for each of many poses, then for a few."""
+"""Voxels looked at in a step: at a spacing from `COARSE_MM` on, and below it."""
+COARSE_MM = 3.5
 KEPT = 4
 """Poses that go on from the coarsest resolution, half a voxel or more from each other."""
 LEAST_OVERLAP = 0.3
@@ -82,7 +83,7 @@ def _search(pairs: list[Pair], seed: int, from_centres: bool) -> Found:
     warnings: list[str] = []
     for rank, pair in enumerate(pairs):
         coarsest, decides = rank == 0, rank == min(1, len(pairs) - 1)
-        samples = COARSE_SAMPLES if coarsest else SAMPLES
+        samples = COARSE_SAMPLES if pair.spacing_mm >= COARSE_MM else SAMPLES
         climbers = partial(climb, pair, steps=STEPS, samples=samples, seed=seed, with_overlap=coarsest)
         with threads(1) if len(poses) == 1 else nullcontext():
             poses = torch.cat(list(spread(climbers, poses.chunk(torch.get_num_threads()))))
