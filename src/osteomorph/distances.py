@@ -41,15 +41,15 @@ class DistanceMap:
 
         That is continuous and never above the distance to the body, since a crop is convex and holds the body.
         """
-        to_unit = torch.as_tensor(self.to_unit, dtype=points_mm.dtype)
+        to_unit = torch.as_tensor(self.grid.to_unit, dtype=points_mm.dtype)
         return self.at((to_unit[:, :3] @ points_mm + to_unit[:, 3:]).float()).to(points_mm.dtype)
 
     def on(self, grid: Grid) -> Float32[Tensor, "i j k"]:
         """The same at the voxel centres of a grid."""
-        return self.at(affine_ramps(self.to_unit @ grid.affine, grid.shape).flatten(1)).unflatten(0, grid.shape)
+        return self.at(affine_ramps(self.grid.to_unit @ grid.affine, grid.shape).flatten(1)).unflatten(0, grid.shape)
 
     def at(self, unit: Float32[Tensor, "3 n"]) -> Float32[Tensor, " n"]:
-        """The same at points as `to_unit` tells them."""
+        """The same at points as the grid's ``to_unit`` tells them."""
         if unit.shape[1] == 0:
             return unit[0]
         square = (self._square_mm @ unit.abs().sub_(1).clamp_(min=0).square_())[0]
@@ -69,11 +69,6 @@ class DistanceMap:
         faded = ((square.sqrt() - FADED_MM[0]) / (FADED_MM[1] - FADED_MM[0])).clamp_(0, 1)
         at_border = torch.lerp(near, torch.full_like(near, self._least_at_border), faded)
         return torch.where(square > 0, (at_border.square_() + square).sqrt_(), near)
-
-    @cached_property
-    def to_unit(self) -> Float64[np.ndarray, "3 4"]:
-        """`Grid.to_unit` of the crop."""
-        return self.grid.to_unit
 
     @cached_property
     def _square_mm(self) -> Tensor:

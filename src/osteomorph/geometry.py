@@ -120,7 +120,7 @@ class Grid:
         inverse = torch.as_tensor(np.linalg.inv(self.affine), dtype=points_mm.dtype, device=points_mm.device)
         return inverse[:3, :3] @ points_mm + inverse[:3, 3, None]
 
-    @property
+    @cached_property
     def to_unit(self) -> Float64[np.ndarray, "3 4"]:
         """World mm to -1 to 1 from the first to the last voxel centre, last array axis first, as `sample_unit` takes it."""
         half = np.maximum(np.array(self.shape) - 1, 1e-3)[:, None] / 2

@@ -146,10 +146,10 @@ class Polyrigid(Transform):
 
     @cached_property
     def _to_unit(self) -> Tensor:
-        """(2 n + 1, 3 k, 4): where in each bone's crop a point lies at a half step, as `DistanceMap.to_unit` tells it."""
+        """(2 n + 1, 3 k, 4): where in each bone's crop a point lies at a half step, as `Grid.to_unit` tells it."""
         from_centre = np.eye(4)
         from_centre[:3, 3] = self._centre
-        crops = np.stack([body.region.to_unit for body in self.bodies])
+        crops = np.stack([body.region.grid.to_unit for body in self.bodies])
         return torch.as_tensor((crops @ np.linalg.inv(self.path) @ from_centre).reshape(len(self.path), -1, 4))
 
     @cached_property

@@ -18,7 +18,7 @@ from osteomorph.describe import describe
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid
 from osteomorph.image import Image
-from osteomorph.io import dicom, digest, read_header, read_image, write_image, write_transform
+from osteomorph.io import dicom, digest, read_header, read_image, read_labels, write_image, write_transform
 from osteomorph.io.headers import HeaderWarning
 from osteomorph.transforms import Rigid
 
@@ -453,3 +453,14 @@ def test_other_files_in_the_folder_do_not_stop_a_series(tmp_path):
     assert read_image(folder / "IM0003.dcm").grid.isclose(grid, 1e-4)
     with pytest.raises(InputError, match="dose"):
         read_image(folder / "dose.dcm")
+
+
+def test_labels_on_a_tilted_gantry_are_refused(tmp_path):
+    grid = right_handed(oblique_grid((17, 19, 8)))
+    labels = np.zeros(grid.shape)
+    labels[4:9, 4:9, 2:6], labels[9:12, 4:9, 2:6] = 2, 7
+    upright = write_series(tmp_path / "upright", labels, grid)
+    assert read_labels(upright).ids() == [2, 7]
+    leans = write_series(tmp_path / "leans", labels, grid, corner=leaning(grid, (0.0, 0.4)))
+    with pytest.warns(HeaderWarning), pytest.raises(InputError, match="labels on slices of a tilted gantry"):
+        read_labels(leans)

@@ -30,7 +30,7 @@ def frames(file: Path) -> list[Frame]:
     """
     from pydicom import dcmread
 
-    read = dcmread(file, stop_before_pixels=True)
+    read = dcmread(file, stop_before_pixels=True, force=True)  # old files lack the mark
     try:
         shared = read.SharedFunctionalGroupsSequence[0] if "SharedFunctionalGroupsSequence" in read else None
         found = [_frame(own, shared) for own in read.PerFrameFunctionalGroupsSequence]

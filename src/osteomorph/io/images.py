@@ -79,7 +79,7 @@ def read_labels(path: PathLike, like: Grid | None = None) -> Labels:
 
     Raises InputError: as `read_header`; not 3-D, no whole numbers, negative, an image, empty, or on another grid than ``like``.
     """
-    voxels, grid, head = _volume(Path(path))
+    voxels, grid, head = _volume(Path(path), whole=True)
     if head.dtype.kind == "f" or head.scaled:
         _check_finite(voxels, float(voxels.min()), float(voxels.max()), head.path)
         if not np.array_equal(voxels, np.rint(voxels)):
@@ -175,8 +175,8 @@ def write_image(path: PathLike, image: Image | Labels) -> None:
 
 
 # -- helpers ------------------------------------------------------------------------------------------------------------
-def _volume(path: Path) -> tuple[np.ndarray, Grid, Header]:
-    """Voxels of a file that holds one scalar 3-D volume."""
+def _volume(path: Path, whole: bool = False) -> tuple[np.ndarray, Grid, Header]:
+    """Voxels of a file that holds one scalar 3-D volume. whole: numbers, which are not to be interpolated."""
     head = read_header(path)
     shape = head.shape
     text = " x ".join(map(str, shape))
@@ -193,6 +193,11 @@ def _volume(path: Path) -> tuple[np.ndarray, Grid, Header]:
         raise InputError(
             f"{path} is {shape[axis]} voxel(s) thin along array axis {axis} ({text} voxels). "
             f"Give a volume of at least {THINNEST} along every axis."
+        )
+    if whole and head.tilt is not None:
+        raise InputError(
+            f"{path} holds labels on slices of a tilted gantry, and setting these upright would mix them. "
+            "Draw the labels on the image as it is read, or resample them onto its grid."
         )
     voxels = _READERS[volume_format(path)].voxels(head)
     return voxels.reshape(shape[:3]), head.grid, head
