@@ -8,12 +8,13 @@ from scipy import ndimage
 
 from osteomorph import pose
 from osteomorph.case import Case
+from osteomorph.distances import distance_maps
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
 from osteomorph.plan import PosePlan
 from osteomorph.pose import SYSTEMATIC_MM, poses
-from osteomorph.pose_features import Side, about, centroid, described, jacobian, patch, slopes, taken
+from osteomorph.pose_features import Patch, Side, about, centroid, described, jacobian, patch, slopes, taken
 from osteomorph.procrustes import procrustes
 from osteomorph.transforms import Displacement, Rigid
 
@@ -133,6 +134,35 @@ def test_bone_that_is_found_from_its_start_is_not_searched_for(monkeypatch):
     assert not searched
     poses(near, {1: motion([0.0, 0.0, 0.0], [13.0, -12.0, 11.0])}, plan, [1], "moving")
     assert searched
+
+
+def twins(shift_mm: float) -> tuple[Patch, Side, list[np.ndarray]]:
+    """A bone with another of its shape 30 mm beside it, and a shift that takes it to within some mm of that one's place."""
+    grid = axis_grid((1, 1, 1), (90, 40, 36), (1.0, 1.0, 1.0), (-30, -20, -18))
+    points = grid.points(torch.float64).flatten(1).numpy()
+    depth = np.minimum(distance(points, 1.0), distance(points - np.array([[30.0], [0.0], [0.0]]), 1.0)).reshape(grid.shape)
+    image = Image(torch.as_tensor(1 / (1 + np.exp(2.5 * depth))).float()[None], grid)
+    own = (distance(points, 1.0) < 0).reshape(grid.shape)
+    maps = distance_maps(Labels(torch.as_tensor(own).to(torch.int16)[None], grid))
+    here = patch(Side(image, None), maps[1], [], 4.0, 5000)
+    assert here is not None
+    return here, Side(image, None), [about(here.centre, np.array([0, 0, 0, 30.0 + shift_mm, 0, 0]))]
+
+
+def test_a_neighbours_place_is_given_up_only_where_it_is_hopeless(monkeypatch):
+    looks = []
+    monkeypatch.setattr(pose, "described", lambda *given: looks.append(1) or described(*given))
+    monkeypatch.setattr(pose, "RIVAL", 0.005)
+    here, other, beside = twins(1.0)
+    plan = PosePlan(spacings_mm=(1.0,), points=5000, extractions=3, iterations=1)
+    best = pose._fit(here, other, Rigid.identity(), plan)
+    first = pose._fit(here, other, Rigid(beside[0]), plan, hopeless=-1.0)
+    assert first.score > best.score + pose.RIVAL  # it takes more than one look to be as good
+    assert pose._has_rival(here, other, best, beside, plan, [], [])
+    looks.clear()
+    monkeypatch.setattr(pose, "FALLS", first.score - best.score - pose.RIVAL - 1e-6)
+    assert not pose._has_rival(here, other, best, beside, plan, [], [])
+    assert len(looks) == 1
 
 
 def test_same_inputs_give_the_same_bits():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from osteomorph import allocation
-from osteomorph.threads import beside, spread, threads
+from osteomorph.threads import beside, other_half, spread, threads
 
 
 @pytest.mark.parametrize("wanted", [1, 2])
@@ -40,6 +40,7 @@ def test_work_goes_on_beside_what_comes_next_on_half_the_threads(given, taken):
         go_on = threading.Event()
         made = beside(lambda: (go_on.wait(10), torch.get_num_threads(), threading.current_thread().name))
         assert torch.get_num_threads() == given
+        assert other_half() == max(1, given - taken)
         assert not made.done()
         go_on.set()
         told, count, name = made.result()

@@ -112,6 +112,16 @@ def test_a_part_of_the_grid_tells_what_the_whole_does(corner):
         assert folds(base, (1, 2), grid, TOLERANCE_MM) == (least(base, grid) < LEAST_DETERMINANT)
 
 
+def test_steepness_belongs_to_two_bones_whichever_is_asked_first():
+    grid, motion = grid_of(), tilted(14.0, (-9.0, 2.0, 0.0))
+    labels = blocks(grid)
+    swapped = Labels(torch.tensor([0, 2, 1, 3], dtype=torch.int16)[labels.data.long()], grid)
+    one = from_labels(motion, labels, background=Rigid.identity())
+    other = from_labels({1: motion[2], 2: motion[1], 3: motion[3]}, swapped, background=Rigid.identity())
+    assert one.steepness[1, 2] == pytest.approx(other.steepness[1, 2], rel=1e-6)
+    assert one.steps == other.steps
+
+
 def test_the_warning_names_the_bones_and_the_gap():
     (said,) = widened_warnings({(4, 7): 2.5}, {4: "L5"})
     assert "L5 and 7" in said

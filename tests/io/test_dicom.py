@@ -388,7 +388,11 @@ def test_frames_of_one_file_are_the_volume_they_were_cut_from(tmp_path, name, ow
         image = read_image(given)
         assert image.grid.isclose(grid, 1e-4)
         np.testing.assert_array_equal(image.data[0].numpy(), values)
+    assert image.stored == np.int32  # less 1024 it is more than 16 bits
     assert ("DICOM series", f"IM1, {grid.shape[2]} frames") in describe(path)
+    across = Grid((9, 6, 2), right_handed(Grid((9, 6, 7), grid.affine[:, [1, 2, 0, 3]])).affine)
+    write_series(path.parent, ct(across), across, names=["pilot 1", "pilot 2"])
+    assert read_image(path.parent).grid.isclose(grid, 1e-4)
     assert digest(path) == digest(path.parent)
 
 
@@ -451,6 +455,9 @@ def test_other_files_in_the_folder_do_not_stop_a_series(tmp_path):
     (folder / "readme.txt").write_text("a series")
     assert read_image(folder).grid.isclose(grid, 1e-4)
     assert read_image(folder / "IM0003.dcm").grid.isclose(grid, 1e-4)
+    (folder / "note.dcm").write_text("no image, whatever its name")
+    with pytest.raises(InputError, match="holds no DICOM image"):
+        read_image(folder / "note.dcm")
     with pytest.raises(InputError, match="dose"):
         read_image(folder / "dose.dcm")
 

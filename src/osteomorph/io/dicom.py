@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from osteomorph.errors import InputError
 from osteomorph.io.enhanced import frames
-from osteomorph.io.files import ITK, NIFTI, is_dicom, suffix
+from osteomorph.io.files import is_dicom
 from osteomorph.io.gantry import LARGEST_DEG, Tilt
 from osteomorph.io.headers import Header, repaired_grid, warn
 from osteomorph.io.itk import DTYPES, FLIP
@@ -199,7 +199,7 @@ def _series(path: Path) -> list[_Plane]:
     folder = path if path.is_dir() else path.parent
     found: dict[str, list[_Plane]] = {}
     for file in sorted(folder.iterdir()):
-        if file.is_file() and suffix(file) not in NIFTI + ITK and (plane := _Plane.where_readable(file)) is not None:
+        if file.is_file() and (plane := _Plane.where_readable(file)) is not None:
             found.setdefault(plane.tags.get(SERIES, ""), []).append(plane)
     known = {plane.file for planes in found.values() for plane in planes}
     series = list(found.values())
