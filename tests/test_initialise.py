@@ -330,9 +330,23 @@ def test_a_shorter_field_of_view_finds_its_place():
     assert error(initialise(case, IMAGES).rigid, truth, 40.0)[0] < 1.5
 
 
-def test_noise_is_refused():
+def test_a_shorter_field_of_view_of_a_body_that_narrows_finds_its_place():
+    """Where the overlap of the bodies is largest, they lie 9 mm too high: what is in view is narrower than all of it."""
+
+    def narrowing(points_mm):
+        x, y, z = points_mm
+        width = 1 - z / 150
+        return torso(torch.stack([x / width, y / width, z]))
+
+    truth = pose((0, 0, 0), (5, 0, 8))
+    case = two_contrasts(truth, grid_about((5, 0, 8), 150.0, (4.0, 4.0, 4.0)).padded((0, 0, -10), (0, 0, 0)), narrowing)
+    assert error(initialise(case, IMAGES, from_centres=True).rigid, truth, 40.0)[0] < 3.0
+
+
+@pytest.mark.parametrize("seed", [2, 6, 15])
+def test_noise_is_refused(seed):
     case = two_contrasts(Rigid.identity())
-    noise = case.moving.with_data(torch.rand(1, *BOX.shape, generator=torch.Generator().manual_seed(2)))
+    noise = case.moving.with_data(torch.rand(1, *BOX.shape, generator=torch.Generator().manual_seed(seed)))
     with pytest.raises(StartError, match=r"failed: mutual information 0\.0.*random poses"):
         initialise(replace(case, moving=noise), COARSE)
 
@@ -360,7 +374,7 @@ def test_masks_weigh_the_images(lower):
     case = replace(below, moving=below.moving.with_data(torch.where(half, below.moving.data, above.moving.data)))
     case = replace(case, fixed_mask=Image((half == lower).float(), BOX))
     fine = IMAGES.model_copy(update={"spacings_mm": (8.0, 4.0)})
-    assert error(initialise(case, fine).rigid, poses[0 if lower else 1], 20.0)[0] < 2.0
+    assert error(initialise(case, fine).rigid, poses[0 if lower else 1], 20.0)[0] < 4.0  # the finest spacing
 
 
 def test_same_seed_same_bytes():

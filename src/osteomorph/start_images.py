@@ -39,7 +39,8 @@ CHANCE_POSES = 24
 LEAST_GAIN, GOOD_GAIN = 1.15, 1.6
 """How many times the mutual information of chance the start has to reach; below the second it is warned of."""
 LEAST_NATS = 0.03
-"""Mutual information below which two images have nothing to do with each other."""
+"""Mutual information, beyond what unrelated images seem to have, below which two images have nothing to do with each other.
+Torsos and noise reach 0.02 where they are likest, pairs of one patient 0.33 and more."""
 UNRELATED_NATS, LEAST_BINS = 0.02, 8
 """Mutual information that unrelated images may seem to have, (bins - 1)^2 / 2 n for n voxels (Miller 1955): fewer voxels, fewer
 bins."""
@@ -79,15 +80,19 @@ def climbed(case: Case, plan: InitialisePlan, start: Rigid, seed: int) -> tuple[
 
 
 def _search(pairs: list[Pair], seed: int, from_centres: bool) -> Found:
+    """The overlap of the bodies brings poses from afar together; once near, it would pull a shorter field of view off its place,
+    so the coarsest resolution is climbed again without it.
+    """
     poses = _first_poses(pairs[0], from_centres)
     warnings: list[str] = []
     for rank, pair in enumerate(pairs):
         coarsest, decides = rank == 0, rank == min(1, len(pairs) - 1)
         samples = COARSE_SAMPLES if pair.spacing_mm >= COARSE_MM else SAMPLES
-        climbers = partial(climb, pair, steps=STEPS, samples=samples, seed=seed, with_overlap=coarsest)
-        with threads(1) if len(poses) == 1 else nullcontext():
-            poses = torch.cat(list(spread(climbers, poses.chunk(torch.get_num_threads()))))
-        poses, scores = _ranked(pair, poses, seed, with_overlap=coarsest)
+        for with_overlap in (True, False) if coarsest else (False,):
+            climbers = partial(climb, pair, steps=STEPS, samples=samples, seed=seed, with_overlap=with_overlap)
+            with threads(1) if len(poses) == 1 else nullcontext():
+                poses = torch.cat(list(spread(climbers, poses.chunk(torch.get_num_threads()))))
+            poses, scores = _ranked(pair, poses, seed, with_overlap)
         if decides:
             warnings += _rivals(pair, poses, scores)
             poses = poses[:1]
@@ -199,11 +204,13 @@ def _against_chance(pair: Pair, best: Poses, seed: int) -> tuple[float, float]:
     far = draw.uniform(30, 60, size=(2, CHANCE_POSES, 1)) * [[[k % 2 == side] for k in range(CHANCE_POSES)] for side in (0, 1)]
     turns, shifts = torch.as_tensor(axes * far).float()
     chance = best @ about(torch.deg2rad(turns), shifts, middle(pair.fixed_body)[0])
+    chosen = pair.choose(SAMPLES, torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        information, overlap = pair.alike(torch.cat([best, chance]), pair.choose(SAMPLES, torch.Generator().manual_seed(seed)))
+        information, overlap = pair.alike(torch.cat([best, chance]), chosen)
+    seeming = (pair.bins - 1) ** 2 / (2 * float(overlap[0]) * pair.smaller_body * len(chosen))
     score, others = float(information[0]), information[1:][overlap[1:] >= LEAST_OVERLAP]
     gain = score / max(float(others.median()), 1e-6) if len(others) >= CHANCE_POSES // 4 else float("inf")
-    if score < LEAST_NATS or gain < LEAST_GAIN:
+    if score < seeming + LEAST_NATS or gain < LEAST_GAIN:
         raise StartError(
             f"The rigid start on images failed: mutual information {score:.3f} nats, {gain:.1f} times that of random poses. "
             "Check that both show the same patient and region, give labels of both, or a transform (--initial TRANSFORM)."
