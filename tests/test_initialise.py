@@ -351,6 +351,22 @@ def test_noise_is_refused(seed):
         initialise(replace(case, moving=noise), COARSE)
 
 
+def test_another_region_is_warned_of():
+    """A foot lies on a torso as well as it can, which is twice as well as by chance."""
+
+    def foot(points_mm):
+        x, y, z = points_mm
+        skin = (x / 30) ** 2 + ((y - z / 3) / 60) ** 2 + (z / 50) ** 2 < 1
+        muscle = ((x - 8) / 16) ** 2 + (y / 40) ** 2 + (z / 30) ** 2 < 1
+        bone = (x / 8) ** 2 + ((y + z) / 12) ** 2 + (z / 60) ** 2 < 1
+        return 1.0 * skin + 1.0 * muscle + 1.0 * bone
+
+    case = two_contrasts(Rigid.identity())
+    start = initialise(replace(case, moving=torso_on(BOX, Rigid.identity(), CT, 1, foot)), IMAGES)
+    assert any("is weak" in warning for warning in start.warnings)
+    assert not initialise(case, IMAGES).warnings
+
+
 def test_a_start_that_the_images_leave_open_is_warned_of():
     """A stack of equal vertebrae, of which the moving image shows the middle part: one level up or down is as good."""
 

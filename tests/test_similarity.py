@@ -291,7 +291,14 @@ def test_mind_does_not_depend_on_how_much_is_described_at_a_time(monkeypatch):
     data = torch.rand(1, 9, 5, 7)
     whole = mind_ssc(data)
     monkeypatch.setattr(similarity, "VOXELS_CACHED", 2 * 35)
-    assert torch.allclose(mind_ssc(data), whole, atol=1e-6)
+    for together in (1, 4):
+        monkeypatch.setattr(similarity, "VOXELS_AT_ONCE", together * (9 + 6) * (5 + 6) * (7 + 6))
+        assert torch.allclose(mind_ssc(data), whole, atol=1e-6)
+
+
+def test_mind_with_a_margin_describes_what_lies_within():
+    data = torch.rand(1, 12, 11, 10, dtype=torch.float64)
+    assert torch.allclose(mind_ssc(data, with_margin=True), mind_ssc(data)[:, 3:-3, 3:-3, 3:-3], atol=1e-9)
 
 
 # -- terms ------------------------------------------------------------------------------------------------------------

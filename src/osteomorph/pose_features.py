@@ -22,7 +22,7 @@ REACH = 3
 """Voxels that a description looks around itself: dilation and radius of MIND-SSC."""
 
 SLACK = 2
-"""More voxels around the points, for steps between two extractions."""
+"""Voxels around the points, for slopes and for steps between two extractions."""
 
 EDGE = 1
 """Voxels at the border of a field of view whose description is left out."""
@@ -95,11 +95,11 @@ class Patch:
 
 def described(image: Image, pose: Rigid, lattice: Grid) -> Float[Tensor, "12 i j k"]:
     """MIND-SSC of the image seen through a pose, on a lattice; the same everywhere where there is no contrast but rounding."""
-    seen = resample(image, pose, lattice, outside="border").data[:1].float()
+    seen = resample(image, pose, lattice.padded((REACH, REACH, REACH)), outside="border").data[:1].float()
     low, high = seen.aminmax()
     if float(high - low) < FLAT:
         return torch.ones(CHANNELS, *lattice.shape)
-    return mind_ssc(seen)
+    return mind_ssc(seen, with_margin=True)
 
 
 def patch(
@@ -124,7 +124,7 @@ def patch(
     low, high = np.maximum(low, EDGE), np.minimum(high, np.array(grid.shape) - 1 - EDGE)
     if (high < low).any():
         return None
-    pad = REACH + SLACK + extra
+    pad = SLACK + extra
     before, after = pad - low, high + pad + 1 - np.array(grid.shape)
     lattice = grid.padded((int(before[0]), int(before[1]), int(before[2])), (int(after[0]), int(after[1]), int(after[2])))
     inner = lattice.padded((-pad, -pad, -pad))

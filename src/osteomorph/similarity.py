@@ -1,5 +1,6 @@
 """How alike two images are: mutual information, Dice, MIND-SSC. Masked by weight, never by multiplying an image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, permutations
@@ -197,8 +198,11 @@ NEIGHBOURS: tuple[Step, ...] = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0
 PAIRS: tuple[Pair, ...] = tuple((a, b) for a, b in combinations(NEIGHBOURS, 2) if np.dot(a, b) == 0)
 """Neighbours at right angles to each other: one channel of MIND-SSC each."""
 
-VOXELS_CACHED = 1 << 15
+VOXELS_CACHED = 1 << 16
 """Voxels described at a time, so that their channels stay in the cache."""
+
+VOXELS_AT_ONCE = 1 << 20
+"""Squared differences that are summed in one operation, as long as one step between neighbours has no more."""
 
 
 def mind_ssc(
@@ -207,7 +211,8 @@ def mind_ssc(
     dilation: int = 2,
     pairs: tuple[Pair, ...] = PAIRS,
     dtype: torch.dtype | None = None,
-) -> Float[Tensor, "12 i j k"]:
+    with_margin: bool = False,
+) -> Float[Tensor, "12 a b c"]:
     """Self-similarity context, exp(-(D - min D) / V): what a voxel's surroundings look like, whatever the contrast.
 
     D: squared differences of two of the six neighbours at ``dilation`` voxels, averaged over a patch of (2 radius + 1)^3 with
@@ -215,13 +220,16 @@ def mind_ssc(
     (Heinrich et al., MICCAI 2013). Carries no gradient. A voxel's channels lie side by side in memory, as `sample` likes them.
 
     pairs: the two neighbours of every channel, as steps along the array axes. dtype: of what is kept, the image's by default.
+    with_margin: the outer radius + dilation voxels are there to be looked at and not described, so that no border is repeated.
     """
     with torch.no_grad():
-        distances = _patch_distances(data[0], radius, dilation, pairs)
-        shape = data.shape[1:]
+        margin = radius + dilation
+        grown = data[0] if with_margin else _repeat_border(data[0], margin)
+        shape = torch.Size(n - 2 * margin for n in grown.shape)
+        distances = _patch_distances(grown, shape, radius, dilation, pairs)
         planes = max(1, VOXELS_CACHED // (shape[1] * shape[2]))
         slabs = [slice(start, start + planes) for start in range(0, shape[0], planes)]
-        least, mean = torch.empty_like(data[0]), torch.empty_like(data[0])
+        least, mean = data.new_empty(shape), data.new_empty(shape)
         for slab in slabs:
             here = torch.stack([distance[slab] for distance in distances])
             torch.amin(here, 0, out=least[slab])
@@ -229,29 +237,42 @@ def mind_ssc(
         scale = _bounded(mean.sub_(least)).neg_()
         out = torch.empty(*shape, len(pairs), dtype=dtype or data.dtype, device=data.device)
         for slab in slabs:
-            here = torch.stack([distance[slab] for distance in distances])
+            if len(slabs) > 1:
+                here = torch.stack([distance[slab] for distance in distances])
             out[slab] = here.sub_(least[slab]).div_(scale[slab]).exp_().permute(1, 2, 3, 0)
     return out.permute(3, 0, 1, 2)
 
 
-def _patch_distances(volume: Float[Tensor, "i j k"], radius: int, dilation: int, pairs: tuple[Pair, ...]) -> list[Tensor]:
-    """Per pair the sum of squared differences over a patch. Pairs the same step apart are views of one volume."""
-    grown = _repeat_border(volume, dilation + radius)
+def _patch_distances(
+    grown: Float[Tensor, "i j k"], shape: Sequence[int], radius: int, dilation: int, pairs: tuple[Pair, ...]
+) -> list[Tensor]:
+    """Per pair the sum of squared differences over a patch, of the inner voxels of a volume with a margin. Pairs the same step
+    apart are views of one volume.
+
+    Of a small volume all steps are taken at once: threads that describe one each would wait for each other at every operation.
+    """
+    size = [n + 2 * radius + dilation for n in shape]
+    forwards = [(a, b) if b > a else (b, a) for a, b in pairs]
+    apart = [(b[0] - a[0], b[1] - a[1], b[2] - a[2]) for a, b in forwards]
+    lows = {step: [dilation * (1 if s == 0 else max(0, -s)) for s in step] for step in apart}
     sums: dict[Step, Tensor] = {}
+    together = max(1, VOXELS_AT_ONCE // grown.numel())
+    for first in range(0, len(lows), together):
+        steps = list(lows)[first : first + together]
+        differences = grown.new_empty(len(steps), *size)
+        for step, difference in zip(steps, differences, strict=True):
+            there = [low + dilation * s for low, s in zip(lows[step], step, strict=True)]
+            torch.sub(_box(grown, lows[step], size), _box(grown, there, size), out=difference)
+        sums.update(zip(steps, _box_sum(differences.square_(), radius), strict=True))
     out = []
-    for a, b in pairs:
-        first, step = (a, (b[0] - a[0], b[1] - a[1], b[2] - a[2]))
-        if step < (0, 0, 0):
-            first, step = b, (-step[0], -step[1], -step[2])
-        start = [dilation * (1 if s == 0 else max(0, -s)) for s in step]
-        if step not in sums:
-            size = [n + 2 * radius + (0 if s == 0 else dilation) for n, s in zip(volume.shape, step, strict=True)]
-            one = tuple(slice(low, low + n) for low, n in zip(start, size, strict=True))
-            other = tuple(slice(o.start + dilation * s, o.stop + dilation * s) for o, s in zip(one, step, strict=True))
-            sums[step] = _box_sum((grown[one] - grown[other]).square_(), radius)
-        corner = [dilation * (1 + f) - low for f, low in zip(first, start, strict=True)]
-        out.append(sums[step][tuple(slice(c, c + n) for c, n in zip(corner, volume.shape, strict=True))])
+    for (a, _), step in zip(forwards, apart, strict=True):
+        corner = [dilation * (1 + f) - low for f, low in zip(a, lows[step], strict=True)]
+        out.append(_box(sums[step], corner, shape))
     return out
+
+
+def _box(volume: Tensor, corner: Sequence[int], size: Sequence[int]) -> Tensor:
+    return volume[tuple(slice(low, low + n) for low, n in zip(corner, size, strict=True))]
 
 
 def _bounded(mean: Tensor) -> Tensor:
@@ -264,9 +285,9 @@ def _repeat_border(volume: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(volume[None, None], (width,) * 6, mode="replicate")[0, 0]
 
 
-def _box_sum(volume: Tensor, radius: int) -> Tensor:
+def _box_sum(volume: Float[Tensor, "n i j k"], radius: int) -> Float[Tensor, "n a b c"]:
     """Sums over cubes of 2 radius + 1 voxels a side, where they fit, one axis after the other; MIND minds no scale."""
-    for axis in (0, 1, 2):
+    for axis in (1, 2, 3):
         n = volume.shape[axis] - 2 * radius
         total = volume.narrow(axis, 0, n)
         for shift in range(1, 2 * radius + 1):
