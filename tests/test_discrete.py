@@ -115,6 +115,16 @@ def test_a_field_of_view_that_ends_does_not_attract():
     assert float((found(at) - at - motion(at)).norm(dim=0)[~there].mean()) < 6
 
 
+def test_a_last_level_of_one_direction_finds_as_much_and_is_not_made_to_agree():
+    moving, grid = features(), VIEWS["oblique"]
+    fixed, at = seen_through(moving, grid), inner(grid)
+    last = PLAN.levels[1].model_copy(update={"both_ways": False})
+    found = [discrete_field(fixed, moving, plan) for plan in (PLAN, PLAN.model_copy(update={"levels": (PLAN.levels[0], last)}))]
+    both, one = (float((field(at) - at - motion(at)).norm(dim=0).mean()) for field in found)
+    assert one < 1.1 * both
+    assert not torch.equal(found[0].vectors, found[1].vectors)
+
+
 def test_both_directions_agree():
     moving, grid = features(), VIEWS["sagittal"]
     fixed = seen_through(moving, grid)

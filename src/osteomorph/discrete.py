@@ -2,8 +2,8 @@
 
 The energy sum_k C(k, d_k) + smoothness(d) is not convex in d. With a second field z beside d, coupled by theta |d_k - z_k|^2,
 each half is easy: d by looking at every displacement of a node, z by smoothing d; theta rises (Steinbruecker, Pock and Cremers,
-2009; Heinrich, Papiez, Schnabel and Handels, 2014; Siebert, Hansen and Heinrich, 2021). Both directions are searched, and made
-each other's inverse, at every level.
+2009; Heinrich, Papiez, Schnabel and Handels, 2014; Siebert, Hansen and Heinrich, 2021). A level may search both directions, and
+make them each other's inverse.
 """
 
 from typing import final
@@ -85,10 +85,11 @@ def discrete_step(
     one, other = spread(lambda side: _Side(*_seen(side[0], side[1], wide, side[2]), level.stride, reach), given)
     nodes = lattice.strided(level.stride, one.offset)
     steps = torch.as_tensor(lattice.affine[:3, :3].copy()).float()
-    found = spread(lambda sides: _coupled(*sides, shifts, plan), ((one, other), (other, one)))
-    forth, back = (torch.tensordot(steps, vectors, 1) for vectors in found)
-    for _ in range(AGREEMENTS):
-        forth, back = _halfway(forth, back, nodes), _halfway(back, forth, nodes)
+    ways = ((one, other), (other, one)) if level.both_ways else ((one, other),)
+    forth, *back = (torch.tensordot(steps, found, 1) for found in spread(lambda sides: _coupled(*sides, shifts, plan), ways))
+    for inverse in back:
+        for _ in range(AGREEMENTS):
+            forth, inverse = _halfway(forth, inverse, nodes), _halfway(inverse, forth, nodes)
     if start is None:
         return Displacement(forth, nodes)
     return followed(Displacement(forth, nodes), start)

@@ -115,6 +115,8 @@ class DiscreteLevel(_Stage):
     rigid: bool = False
     """Whether the next level begins from the rigid motion nearest to the field instead of the field itself: what turns is then
     described anew under its rotation."""
+    both_ways: bool = True
+    """Whether the moving image is searched for the fixed one's nodes too, and both fields made each other's inverse."""
 
 
 class DiscretePlan(_Stage):

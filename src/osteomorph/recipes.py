@@ -29,7 +29,7 @@ SEARCH = DiscretePlan(
         DiscreteLevel(features="network", spacing_mm=8.0, stride=1, reach_mm=24.0, rigid=True),
         DiscreteLevel(features="network", spacing_mm=8.0, stride=1, reach_mm=16.0, rigid=True),
         DiscreteLevel(features="network", spacing_mm=4.0, stride=3, reach_mm=8.0),
-        DiscreteLevel(spacing_mm=2.0, stride=3, reach_mm=4.0),
+        DiscreteLevel(spacing_mm=2.0, stride=3, reach_mm=4.0, both_ways=False),
     ),
 )
 """The wide search: the network's features from far off, then MIND-SSC."""
