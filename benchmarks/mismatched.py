@@ -4,8 +4,9 @@
 
 Drawn patients of `osteomorph simulate`, -n of each view (lumbar, knee, pelvis, thorax), 2 mm, one CT and one MR each. "same":
 both of one patient. "patient": the MR of one and the CT of the next, same view. "region": the MR of one view and the CT of
-another, begun from the centres. Where OSTEOMORPH_TEST_DATA is set, "real": each MR there onto the two larger CTs, other
-patients'. Of each start its mutual information in nats, and its warnings.
+another and of the next patient (a seed's views are of one patient, and may share bones), begun from the centres. Where
+OSTEOMORPH_TEST_DATA is set, "real": each MR there onto the two larger CTs, other patients'. Of each start its mutual
+information in nats, and its warnings.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def pairs(seed: int, count: int) -> Iterator[tuple[str, str, Image, Image]]:
             yield "patient", f"{view} {k}", case.fixed, drawn[view, (k + 1) % count].moving
     for one, other in permutations(sorted(MOTIONS), 2):
         for k in range(count):
-            yield "region", f"{one} {k}, {other}", drawn[one, k].fixed, drawn[other, k].moving
+            yield "region", f"{one} {k}, {other}", drawn[one, k].fixed, drawn[other, (k + 1) % count].moving
     if folder := os.environ.get("OSTEOMORPH_TEST_DATA"):
         for path in sorted(Path(folder).glob(REAL_MR)):
             for name in REAL_CT:
