@@ -44,7 +44,7 @@ GOOD_NATS = 0.25
 and MR of two patients 3.3 and 0.27."""
 LEAST_NATS = 0.03
 """Mutual information, beyond what unrelated images seem to have, below which two images have nothing to do with each other.
-Torsos and noise reach 0.02 where they are likest, pairs of one patient 0.33 and more."""
+Torsos and noise reach 0.02 where they are likest, pairs of one patient 0.25 and more."""
 UNRELATED_NATS, LEAST_BINS = 0.02, 8
 """Mutual information that unrelated images may seem to have, (bins - 1)^2 / 2 n for n voxels (Miller 1955): fewer voxels, fewer
 bins."""
