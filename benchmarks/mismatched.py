@@ -36,8 +36,7 @@ def pairs(seed: int, count: int) -> Iterator[tuple[str, str, Image, Image]]:
     drawn = {(view, k): simulated(view, seed + k, 2.0)[0].case for view in sorted(MOTIONS) for k in range(count)}
     for (view, k), case in drawn.items():
         yield "same", f"{view} {k}", case.fixed, case.moving
-        if count > 1:
-            yield "patient", f"{view} {k}", case.fixed, drawn[view, (k + 1) % count].moving
+        yield "patient", f"{view} {k}", case.fixed, drawn[view, (k + 1) % count].moving
     for one, other in permutations(sorted(MOTIONS), 2):
         for k in range(count):
             yield "region", f"{one} {k}, {other}", drawn[one, k].fixed, drawn[other, (k + 1) % count].moving
@@ -53,6 +52,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=900)
     parser.add_argument("-n", type=int, default=3)
     given = parser.parse_args()
+    if given.n < 2:
+        parser.error("-n takes a number from 2 on: the next patient has to be another one.")
     plan, told = default(), dict[str, list[bool]]()
     print(f"{date.today()}\n\n| kind | pair | nats | warnings |\n|---|---|---|---|")
     for kind, name, fixed, moving in pairs(given.seed, given.n):

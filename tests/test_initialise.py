@@ -390,7 +390,8 @@ def test_masks_weigh_the_images(lower):
     case = replace(below, moving=below.moving.with_data(torch.where(half, below.moving.data, above.moving.data)))
     case = replace(case, fixed_mask=Image((half == lower).float(), BOX))
     fine = IMAGES.model_copy(update={"spacings_mm": (8.0, 4.0)})
-    assert error(initialise(case, fine).rigid, poses[0 if lower else 1], 20.0)[0] < 4.0  # the finest spacing
+    found = [initialise(case, fine, seed=seed).rigid for seed in (0, 1, 2)]  # one in four ends 3 mm off
+    assert np.median([error(rigid, poses[0 if lower else 1], 20.0)[0] for rigid in found]) < 2.0
 
 
 def test_same_seed_same_bytes():

@@ -40,8 +40,8 @@ LEAST_GAIN, GOOD_GAIN, SURE_GAIN = 1.15, 1.6, 4.0
 """How many times the mutual information of chance the start has to reach; below the second it is warned of, and below the
 third where it is less than `GOOD_NATS` beyond that of chance."""
 GOOD_NATS = 0.25
-"""Pairs of one patient reach a gain of 4.1, or else 0.5 nats; drawn pairs of different regions 3.3 and 0.19 at most, real CT
-and MR of two patients 3.3 and 0.27."""
+"""Pairs of one patient reach a gain of 4.1, or else 0.5 nats; of drawn pairs of different regions those below that gain reach
+0.23 at most, real CT and MR of two patients 0.27 (``benchmarks/mismatched.py``)."""
 LEAST_NATS = 0.03
 """Mutual information, beyond what unrelated images seem to have, below which two images have nothing to do with each other.
 Torsos and noise reach 0.02 where they are likest, pairs of one patient 0.25 and more."""
