@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from osteomorph import allocation
-from osteomorph.threads import beside, other_half, spread, threads
+from osteomorph.threads import beside, other_half, sharing, spread, threads
 
 
 @pytest.mark.parametrize("wanted", [1, 2])
@@ -50,6 +50,25 @@ def test_work_goes_on_beside_what_comes_next_on_half_the_threads(given, taken):
             beside(lambda: 1 // 0).result()
 
 
+def test_threads_are_shared_until_the_other_work_is_done_and_then_taken():
+    with threads(2):
+        go_on = threading.Event()
+        other = beside(lambda: go_on.wait(10))
+        with sharing(other.done):
+            assert torch.get_num_threads() == 1
+            assert list(spread(lambda n: n, range(3))) == [0, 1, 2]
+            assert torch.get_num_threads() == 1
+            go_on.set()
+            other.result()
+            assert list(spread(lambda n: n, range(3))) == [0, 1, 2]
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 2
+        with sharing(lambda: True):
+            assert torch.get_num_threads() == 2
+        list(spread(lambda n: n, range(3)))  # outside nothing is shared
+        assert torch.get_num_threads() == 2
+
+
 @pytest.mark.parametrize(
     ("free", "used", "much"),
     [
@@ -75,7 +94,7 @@ def test_memory_is_trimmed_only_once_it_is_kept_and_much(monkeypatch, free, used
     allocation.keep_freed_memory()
     allocation.give_back_freed_memory()
     trimmed = ["malloc_trim"] if much else []
-    assert asked == ["mallopt", "mallopt", "mallinfo2", *trimmed]
+    assert asked == ["mallopt", "mallopt", "mallopt", "mallinfo2", *trimmed]
 
 
 @pytest.mark.skipif(allocation._from_libc("mallinfo2") is None, reason="not glibc 2.33 or later")

@@ -187,7 +187,7 @@ def test_bones_end_by_their_own_voxels_unless_those_are_much_smaller(unlabelled_
 def test_found_bones_out_of_view_leave_a_soft_result(unlabelled_pair, monkeypatch):
     case, labels, *_ = unlabelled_pair
     monkeypatch.setattr(unlabelled, "find_bones", detector(0.9, [labels]))
-    monkeypatch.setattr(registration, "in_view", lambda *_: ())
+    monkeypatch.setattr(unlabelled, "in_view", lambda *_: ())
     quick = PLAN.model_copy(update={"refine": RefinePlan(), "discrete": DiscretePlan()})
     result = register(case.fixed, case.moving, plan=quick)
     assert (result.exact, result.rigid_labels, result.moved_labels) == (None, (), None)

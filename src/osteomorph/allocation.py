@@ -4,7 +4,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 """Of glibc's ``mallopt``."""
 
 KEPT_BYTES = 1 << 28
@@ -37,11 +37,13 @@ class _Usage(ctypes.Structure):
 
 def keep_freed_memory() -> None:
     """From now on freed memory is used again rather than given back, large blocks too: the page faults of large blocks took a
-    quarter of a registration's processor time. Does nothing where the C library is not glibc."""
+    quarter of a registration's processor time. Threads share one heap, since what they free on heaps of their own goes back all
+    the same. Does nothing where the C library is not glibc."""
     global _kept
     mallopt = _from_libc("mallopt")
     if mallopt is not None:
-        _kept = bool(mallopt(MMAP_THRESHOLD, LARGEST_BYTES)) and bool(mallopt(TRIM_THRESHOLD, KEPT_BYTES))
+        settings = ((MMAP_THRESHOLD, LARGEST_BYTES), (TRIM_THRESHOLD, KEPT_BYTES), (ARENA_MAX, 1))
+        _kept = all([bool(mallopt(which, value)) for which, value in settings])
 
 
 def give_back_freed_memory() -> None:

@@ -160,8 +160,9 @@ class FeatureNetwork(nn.Module):
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             spare = [-n % 4 for n in images.shape[2:]]
             images = pad(images.float(), [w for n in reversed(spare) for w in (0, n)], mode="replicate")
-            described = torch.stack([mind_ssc(image) for image in images])
-        x = relu(self.norm(self.shrink(2 * described.contiguous(memory_format=torch.channels_last_3d) - 1)))
+            described = mind_ssc(images[0])[None] if len(images) == 1 else torch.stack([mind_ssc(image) for image in images])
+            described = described.contiguous(memory_format=torch.channels_last_3d).mul_(2).sub_(1)
+        x = relu(self.norm(self.shrink(described)))
         x = self.before(x)
         wide = self.middle(self.down(x))
         x = self.after(x + interpolate(self.up(wide), scale_factor=2, mode="trilinear"))

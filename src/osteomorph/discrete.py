@@ -31,6 +31,9 @@ AGREEMENTS = 6
 LEAST_NODES = 12
 """In a field of view, to fit a rigid motion to."""
 
+TYPICAL = 4096
+"""Nodes, evenly taken, that tell how much costs vary."""
+
 PART = 256
 """Nodes whose displacements are looked at together, to stay in the cache."""
 
@@ -135,7 +138,7 @@ def _shifts(reach: np.ndarray) -> Int[Tensor, "k 3"]:
 def _seen(
     image: Image, weight: Image | None, onto: Grid, field: Displacement | None
 ) -> tuple[Float[Tensor, "c i j k"], Float[Tensor, "1 i j k"]]:
-    """An image through a field on a lattice, and how much it has to say there."""
+    """An image through a field on a lattice, in memory of its own, and how much it has to say there."""
     points = onto.points().flatten(1)
     if field is not None:
         points = field(points)
@@ -143,9 +146,9 @@ def _seen(
     data = _averaged(image.data.float(), [int(w) + 1 - int(w) % 2 if w > 1 else 1 for w in width])
     inner, outer = (onto.part(image.grid), image.grid.part(onto)) if field is None else (None, None)
     if outer is not None:  # the same voxels
-        values = data[(slice(None), *outer)]
+        values = data[(slice(None), *outer)].clone(memory_format=torch.contiguous_format)
     elif inner is None:
-        values = sample(data, image.grid, points).unflatten(1, onto.shape)
+        values = sample(data, image.grid, points).unflatten(1, onto.shape).contiguous()
     else:  # the same voxels, and the border's values around them
         ends = [(s.start, n - s.stop) for s, n in zip(inner, onto.shape, strict=True)]
         values = pad(data[None], [n for end in reversed(ends) for n in end], mode="replicate")[0]
@@ -185,16 +188,16 @@ def _boxes(data: Float[Tensor, "i j k"], width: int) -> Float[Tensor, "i j k"]:
 class _Side:
     """An image's features and weights as means about every voxel of the wide lattice.
 
-    offset: the first node, in voxels of the inner lattice.
+    values: taken over, and averaged where they are. offset: the first node, in voxels of the inner lattice.
     """
 
     def __init__(self, values: Tensor, share: Tensor, stride: int, reach: np.ndarray) -> None:
         width = stride + 1 - stride % 2
         self.weight = _averaged(share, [width] * 3)[0]
-        self.values = torch.empty(values.shape)
+        self.values = values
         says = _boxes(share[0], width).clamp_(min=1e-6)
-        for channel, out in zip(values.contiguous(), self.values, strict=True):  # one at a time stays in the cache
-            torch.div(_boxes(channel * share[0], width), says, out=out)
+        for channel in values:  # one at a time stays in the cache
+            torch.div(_boxes(channel * share[0], width), says, out=channel)
         self.stride, self.reach = stride, [int(r) for r in reach]
         inner = [n - 2 * r for n, r in zip(share.shape[1:], self.reach, strict=True)]
         first = [(n - 1) % stride // 2 for n in inner]
@@ -259,9 +262,9 @@ def _costs(one: _Side, other: _Side, shifts: Int[Tensor, "k 3"]) -> Float[Tensor
         for k, (a, b, c) in enumerate(shifts.tolist()):
             costs[k].sub_(typical).mul_(other.at_nodes(other.weight, (a, b, c)).flatten())
     costs = costs.T.contiguous()
-    spread = torch.cat([part.std(1) for part in costs.split(PART)])
-    told = spread[weight > 0.5]
-    scale = float(told.median()) if len(told) else 0.0
+    told = (weight > 0.5).nonzero()[:, 0]
+    some = told[:: -(-len(told) // TYPICAL)] if len(told) else told
+    scale = float(costs[some].std(1).median()) if len(some) else 0.0
     return costs.mul_(weight[:, None] / max(scale, 1e-12))
 
 
@@ -270,11 +273,11 @@ def _nearest_best(
 ) -> Float[Tensor, "3 n"]:
     """Per node the displacement d that minimises costs + theta |d - smooth|^2; with ``fine`` between displacements too."""
     terms = torch.cat([way, (way * way).sum(1, keepdim=True)], 1).T.contiguous()
+    near = torch.cat([-2 * theta * smooth, torch.full_like(smooth[:1], theta)]).T.contiguous()
     out = torch.empty_like(smooth)
     for first in range(0, costs.shape[0], PART):
         part = slice(first, first + PART)
-        near = torch.cat([-2 * theta * smooth[:, part], torch.full((1, smooth[:, part].shape[1]), theta)]).T
-        energy = torch.addmm(costs[part], near, terms)
+        energy = torch.addmm(costs[part], near[part], terms)
         best = energy.argmin(1)
         chosen = way[best].T
         out[:, part] = chosen if fine is None else chosen + _between(energy, best, fine)

@@ -1,6 +1,7 @@
 """The path of `register` where bones are exact: poses, the bones' motion, soft tissue around them, what files hold."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from dataclasses import field as attribute
 from functools import cached_property, partial
@@ -87,38 +88,34 @@ def exact_path(
     clock: Clock,
     options: Options | None = None,
     outlined: Case | None = None,
+    outlines: Future[None] | None = None,
     elsewhere: Callable[[], Start | None] | None = None,
 ) -> ExactPath | None:
     """From a dense guess to exact bones and soft tissue; None where no bone is in view.
 
     case: as given. prepared: from it. start: rigid, fixed mm -> moving mm. dense: the guess from there (`dense_guess`). ids:
     labels that are bone. clock: told every step. outlined: whose labels say where bones end, by default those of the case as
-    given. elsewhere: asked for another start where no bone's pose is determined; raises LostError where there is one.
+    given. outlines: where `measured_outlines` of those has begun already. elsewhere: asked for another start where no bone's
+    pose is determined; raises LostError where there is one.
     """
     chosen = Options() if options is None else options
     sides = sides_of(ids, bones, prepared)
     labels = case if outlined is None else outlined
-    ends = sources(labels.fixed_labels, labels.moving_labels, bones)
-
-    def outlines() -> None:  # of threads that look for poses, one often waits
-        for source in ends:
-            if source is not None:
-                distance_maps(source, sorted(sides.keys() & source.ids()))
-
-    ahead, found = None, chosen.poses
+    found = chosen.poses
     with clock("poses"):
         if found is None:
             first = first_poses(dense, start, prepared, sides, plan.guess_mm)
             if not first:
                 return None
-            ahead = beside(outlines) if torch.get_num_threads() > 1 else None
+            if outlines is None and torch.get_num_threads() > 1:  # of threads that look for poses, one often waits
+                outlines = beside(partial(measured_outlines, labels, prepared, ids, bones))
             found = refined_poses(prepared, first, plan, sides, clock.told("poses"))
             if elsewhere is not None and not any(bone.determined for bone in found.values()) and (other := elsewhere()):
                 raise LostError(other)
     spacing = plan.prepare.spacing_mm
     with clock("bones"):
-        if ahead is not None:
-            ahead.result()
+        if outlines is not None:
+            outlines.result()
         build = partial(build_base, found, labels.fixed_labels, labels.moving_labels, bones, spacing, chosen.margin_voxels)
         onto = stored_grid(case.fixed.grid, spacing)
 
@@ -144,3 +141,11 @@ def exact_path(
         return ExactPath(exact, onto, lambda: stored_field(exact.flow, sampled(base, onto), onto))
     warp = stored_field(exact.flow, field, onto)  # now, since motion takes as much memory as it does
     return ExactPath(exact, onto, lambda: warp)
+
+
+def measured_outlines(labels: Case, prepared: Case, ids: tuple[int, ...], bones: Bones) -> None:
+    """The distance maps of the bones' outlines, which are kept for whoever asks: work that can go on beside other steps."""
+    known = sides_of(ids, bones, prepared).keys()
+    for source in sources(labels.fixed_labels, labels.moving_labels, bones):
+        if source is not None:
+            distance_maps(source, sorted(known & source.ids()))

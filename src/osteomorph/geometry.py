@@ -118,6 +118,8 @@ class Grid:
     def index(self, points_mm: Float[Tensor, "*b 3 n"]) -> Float[Tensor, "*b 3 n"]:
         """Continuous array index of world points; 0 is the centre of the first voxel."""
         inverse = torch.as_tensor(np.linalg.inv(self.affine), dtype=points_mm.dtype, device=points_mm.device)
+        if points_mm.ndim == 2:
+            return torch.addmm(inverse[:3, 3:], inverse[:3, :3], points_mm)
         return inverse[:3, :3] @ points_mm + inverse[:3, 3, None]
 
     @cached_property
@@ -127,6 +129,20 @@ class Grid:
         matrix = np.linalg.inv(self.affine)[:3] / half
         matrix[:, 3] -= 1
         return matrix[::-1].copy()
+
+    @cached_property
+    def outer_unit(self) -> Float64[np.ndarray, "3 2"]:
+        """Where the outer faces of the outer voxels lie, as ``to_unit`` tells points."""
+        size = np.array(self.shape)[::-1]
+        half = np.maximum(size - 1, 1e-3) / 2
+        return np.stack([-0.5 / half - 1, (size - 0.5) / half - 1], axis=1)
+
+    def unit(self, points_mm: Float[Tensor, "*b 3 n"]) -> Float[Tensor, "*b 3 n"]:
+        """World points as ``to_unit`` tells them."""
+        matrix = torch.as_tensor(self.to_unit, dtype=points_mm.dtype, device=points_mm.device)
+        if points_mm.ndim == 2:
+            return torch.addmm(matrix[:, 3:], matrix[:, :3], points_mm)
+        return matrix[:, :3] @ points_mm + matrix[:, 3:]
 
     def world(self, index: Float[Tensor, "*b 3 n"]) -> Float[Tensor, "*b 3 n"]:
         """World mm of continuous array indices."""
@@ -273,7 +289,15 @@ def sample(
     Beyond the outer voxel centres the border value is repeated; beyond the outer voxel faces the value is ``outside``,
     or still the border's with ``outside=None``. This is ITK's rule too, so that ITK resamples alike.
     """
-    return sample_at(data, grid.index(points_mm), interpolation, outside)
+    if interpolation == "nearest" or _lies_by_voxel(data):
+        return sample_at(data, grid.index(points_mm), interpolation, outside)
+    unit = grid.unit(points_mm)
+    values = sample_unit(data, unit.to(data.dtype))
+    if outside is None:
+        return values
+    outer = torch.as_tensor(grid.outer_unit, dtype=unit.dtype, device=unit.device)
+    inside = ((unit >= outer[:, :1]) & (unit <= outer[:, 1:])).all(-2)
+    return torch.where(inside.unsqueeze(-2), values, torch.as_tensor(outside, dtype=values.dtype, device=values.device))
 
 
 def sample_at(
@@ -300,11 +324,16 @@ def _nearest(data: Tensor, index: Tensor) -> Tensor:
 
 
 def _linear(data: Tensor, index: Tensor, size: Tensor) -> Tensor:
-    if data.ndim == 4 and data.stride(0) == 1 and data.shape[0] >= MANY_CHANNELS and not data.requires_grad:
+    if _lies_by_voxel(data):
         if index.requires_grad:
             return _Gathered.apply(data, index)
         return torch.cat([_Gathered.apply(data, part).T for part in index.split(GATHERED, 1)]).T
     return sample_unit(data, (2 * index / (size - 1).clamp(min=1) - 1).flip(-2).to(data.dtype))
+
+
+def _lies_by_voxel(data: Tensor) -> bool:
+    """Whether many channels lie side by side in memory, none of which is to be learned."""
+    return data.ndim == 4 and data.stride(0) == 1 and data.shape[0] >= MANY_CHANNELS and not data.requires_grad
 
 
 def sample_unit(data: Float[Tensor, "*b c i j k"], unit: Float[Tensor, "*b 3 n"]) -> Float[Tensor, "*b c n"]:

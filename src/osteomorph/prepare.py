@@ -166,23 +166,26 @@ def _fill_padding(image: Image) -> Image:
     Otherwise it takes half the range of the percentiles, and rings in the Lanczos kernel.
     """
     low, high = image.data.aminmax()
-    padding = image.data == low
-    if int(padding.count_nonzero()) < PADDING_SHARE * padding.numel() or low == high:
+    count, floor = 0, float(high)
+    for part in image.data.split(1, 1):  # a plane at a time stays in the cache
+        padding = part == low
+        count += int(padding.count_nonzero())
+        floor = min(floor, float(part.masked_fill(padding, float(high)).min()))
+    if count < PADDING_SHARE * image.data.numel() or floor == float(high):
         return image
-    floor = image.data.masked_fill(padding, float(high)).min()
-    return image if floor == high else image.with_data(torch.where(padding, floor, image.data))
+    return image.with_data(image.data.clamp(min=floor))
 
 
 def _windowed(
     name: str, data: torch.Tensor, low: float, plan: PreparePlan, before: tuple[int, int, int], after: tuple[int, int, int]
 ) -> torch.Tensor:
-    """Percentiles of each channel's field of view to 0 and 1, then the padding, whose value is the image's minimum."""
-    channels = []
-    for channel in data:
-        start, end = _window(name, channel.numpy(), plan.percentiles)
-        scaled = (_padded(channel, before, after, low) - start).div_(end - start)
-        channels.append(scaled.clamp_(0, 1) if plan.clip else scaled)
-    return channels[0][None] if len(channels) == 1 else torch.stack(channels)
+    """Percentiles of each channel's field of view to 0 and 1, then the padding, whose value is the image's minimum. In place
+    where there is no padding."""
+    windows = [_window(name, channel.numpy(), plan.percentiles) for channel in data]
+    data = _padded(data, before, after, low)
+    for channel, (start, end) in zip(data, windows, strict=True):
+        channel.sub_(start).div_(end - start)
+    return data.clamp_(0, 1) if plan.clip else data
 
 
 def _padded(data: torch.Tensor, before: tuple[int, int, int], after: tuple[int, int, int], value: float) -> torch.Tensor:

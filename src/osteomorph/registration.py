@@ -12,7 +12,7 @@ from osteomorph.clock import Clock
 from osteomorph.descent import Progress
 from osteomorph.errors import InputError
 from osteomorph.exact_bones import dense_guess
-from osteomorph.exact_path import LostError, exact_path
+from osteomorph.exact_path import LostError, exact_path, measured_outlines
 from osteomorph.foreground import foreground
 from osteomorph.geometry import Grid, overlap_mm3
 from osteomorph.held_bones import given_way
@@ -30,16 +30,16 @@ from osteomorph.inputs import (
 )
 from osteomorph.learned import Learned
 from osteomorph.plan import Plan, RefinePlan
-from osteomorph.prepare import affordable, canonical_grid, cropped_moving, moved_case, prepare, resampled_case, with_labels
+from osteomorph.prepare import affordable, canonical_grid, cropped_moving, moved_case, prepare, resampled_case
 from osteomorph.recipes import not_optimised, recipe, recipe_names
 from osteomorph.refine import refine as optimise
 from osteomorph.result import Registration
 from osteomorph.start_bones import LOST, elsewhere, images_or_bones
 from osteomorph.stored_fields import stored_grid
-from osteomorph.threads import beside, other_half
+from osteomorph.threads import beside, other_half, sharing
 from osteomorph.threads import threads as limited
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
-from osteomorph.unlabelled import bones_found, in_view, looked_ahead, with_found_bones
+from osteomorph.unlabelled import done, held, looked_ahead
 
 
 def register(
@@ -109,34 +109,34 @@ def register(
             raise InputError(
                 "The fields of view do not overlap after the rigid start. Give labels of both images or --initial."
             )
-        whole, dense = prepared, None
-        find = partial(bones_found, case, start.rigid, ahead=ahead)
-        finding = beside(find) if look and torch.get_num_threads() > 1 else None
+        whole, dense, outlined, outlines = prepared, None, None, None
+        at_once = torch.get_num_threads() > 1
         if chosen.bones == "exact":
             prepared = cropped_moving(prepared, start.rigid)
+            hold = partial(held, case, prepared, start.rigid, ahead, at_once)
+            finding = beside(hold) if look and at_once else None
+            if ids.rigid and at_once:
+                outlines = beside(partial(measured_outlines, case, prepared, ids.rigid, bones))
             if ids.rigid or look or not chosen.refine.levels:
-                with clock("guess"):
+                with clock("guess"), sharing(partial(done, finding, outlines)):
                     dense = dense_guess(case, prepared, start.rigid, chosen, chosen.seed, clock.told("guess"))
         if look:
             with clock("find bones"):
-                found_in = find() if finding is None else finding.result()
-                shown = in_view(found_in, case, start.rigid)
-                if shown:
+                bones_held = hold() if finding is None else finding.result()
+                found_in, case, prepared = bones_held.found, bones_held.case, bones_held.prepared
+                outlined, outlines = bones_held.outlined, bones_held.outlines
+                if bones_held.ids:
                     notes = (*notes, *found_in.notes)
-                    ids = BoneIds(shown, shown)
-                    case = only_bones(with_found_bones(case, found_in), ids)
-                    prepared = with_labels(prepared, case)
+                    ids = BoneIds(bones_held.ids, bones_held.ids)
                     if not found_in.in_ct(case):
                         chosen = chosen.model_copy(update={"soft": chosen.soft.model_copy(update={"around": "margin"})})
         look_again = None
         if look and start.method == "images":
             look_again = partial(elsewhere, case, whole, chosen.initialise, chosen.seed, start.rigid)
         if dense is not None and ids.rigid:
-            outlined = None if found_in is None else found_in.outlined(case, prepared)
+            given_all = (case, prepared, start.rigid, dense, chosen, ids.rigid, bones, clock)
             try:
-                found = exact_path(
-                    case, prepared, start.rigid, dense, chosen, ids.rigid, bones, clock, outlined=outlined, elsewhere=look_again
-                )
+                found = exact_path(*given_all, outlined=outlined, outlines=outlines, elsewhere=look_again)
             except LostError as lost:
                 again = register(
                     fixed, moving, fixed_mask=fixed_mask, moving_mask=moving_mask, plan=asked, initial=lost.start.rigid,

@@ -212,15 +212,17 @@ def mind_ssc(
     pairs: tuple[Pair, ...] = PAIRS,
     dtype: torch.dtype | None = None,
     with_margin: bool = False,
+    by_voxel: bool = True,
 ) -> Float[Tensor, "12 a b c"]:
     """Self-similarity context, exp(-(D - min D) / V): what a voxel's surroundings look like, whatever the contrast.
 
     D: squared differences of two of the six neighbours at ``dilation`` voxels, averaged over a patch of (2 radius + 1)^3 with
     the image's border repeated; V: their mean over the 12 pairs, kept between 0.001 and 1000 times its own mean over the image
-    (Heinrich et al., MICCAI 2013). Carries no gradient. A voxel's channels lie side by side in memory, as `sample` likes them.
+    (Heinrich et al., MICCAI 2013). Carries no gradient.
 
     pairs: the two neighbours of every channel, as steps along the array axes. dtype: of what is kept, the image's by default.
     with_margin: the outer radius + dilation voxels are there to be looked at and not described, so that no border is repeated.
+    by_voxel: whether a voxel's channels lie side by side in memory, as `sample` likes them, or a channel's voxels.
     """
     with torch.no_grad():
         margin = radius + dilation
@@ -235,12 +237,14 @@ def mind_ssc(
             torch.amin(here, 0, out=least[slab])
             torch.mean(here, 0, out=mean[slab])
         scale = _bounded(mean.sub_(least)).neg_()
-        out = torch.empty(*shape, len(pairs), dtype=dtype or data.dtype, device=data.device)
+        order = (*shape, len(pairs)) if by_voxel else (len(pairs), *shape)
+        out = torch.empty(order, dtype=dtype or data.dtype, device=data.device)
+        out = out.permute(3, 0, 1, 2) if by_voxel else out
         for slab in slabs:
             if len(slabs) > 1:
                 here = torch.stack([distance[slab] for distance in distances])
-            out[slab] = here.sub_(least[slab]).div_(scale[slab]).exp_().permute(1, 2, 3, 0)
-    return out.permute(3, 0, 1, 2)
+            out[:, slab] = here.sub_(least[slab]).div_(scale[slab]).exp_()
+    return out
 
 
 def _patch_distances(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
@@ -33,6 +34,7 @@ def spread(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made
 
     For many short operations per item, which do not gain from threads of their own.
     """
+    take_what_is_free()
     given, before = list(items), torch.get_num_threads()
     if min(before, len(given)) < 2:
         yield from map(work, given)
@@ -60,6 +62,29 @@ def other_half() -> int:
     """Threads that `beside` leaves: two that share a processor would wait for each other at every operation."""
     count = torch.get_num_threads()
     return max(1, count - count // 2)
+
+
+@contextmanager
+def sharing(done: Callable[[], bool]) -> Iterator[None]:
+    """The block takes half of the threads while something goes on `beside` it, and all from the first `spread` after that is
+    done."""
+    token = _SHARED.set((done, torch.get_num_threads()))
+    try:
+        with threads(other_half()):
+            take_what_is_free()
+            yield
+    finally:
+        _SHARED.reset(token)
+
+
+_SHARED: ContextVar[tuple[Callable[[], bool], int] | None] = ContextVar("shared", default=None)
+
+
+def take_what_is_free() -> None:
+    """All threads, where those of a block that is `sharing` them are no longer shared."""
+    shared = _SHARED.get()
+    if shared is not None and shared[0]():
+        torch.set_num_threads(shared[1])
 
 
 def _take(count: int) -> None:

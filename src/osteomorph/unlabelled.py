@@ -2,7 +2,8 @@
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Literal, final
+from functools import partial
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -10,9 +11,11 @@ import torch
 from osteomorph.bone_names import LEVELS
 from osteomorph.bone_network import BoneNetwork, is_ct
 from osteomorph.case import Case
+from osteomorph.exact_path import measured_outlines
 from osteomorph.found_bones import FoundBones, find_bones
 from osteomorph.image import Image, Labels, Part
-from osteomorph.prepare import near
+from osteomorph.inputs import BoneIds, only_bones
+from osteomorph.prepare import near, with_labels
 from osteomorph.threads import beside
 from osteomorph.transforms import Rigid
 
@@ -76,6 +79,21 @@ class FoundIn:
         return (f"Levels from {told[0][1]} to {told[-1][1]} count up from the sacrum: five lumbar vertebrae are assumed.",)
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Held:
+    """found: all bones. ids: of those that are held rigid and in view. case, prepared: with these alone as their labels, or as
+    they were where there are none. outlined: of the two, whose labels say where bones end. outlines: `measured_outlines` of
+    those, which has begun."""
+
+    found: FoundIn
+    ids: tuple[int, ...]
+    case: Case = field(repr=False)
+    prepared: Case = field(repr=False)
+    outlined: Case = field(repr=False)
+    outlines: Future[None] | None = field(default=None, repr=False)
+
+
 Ahead = Future[FoundBones]
 
 
@@ -118,6 +136,29 @@ def bones_found(case: Case, start: Rigid, network: BoneNetwork | None = None, ah
         return second if second.confidence else first
     both = [FoundIn(side, _found(images[side], parts[side], network)) for side in sides]
     return max(both, key=_volume_mm3)
+
+
+def held(case: Case, prepared: Case, start: Rigid, ahead: Ahead | None = None, at_once: bool = True) -> Held:
+    """`bones_found`, and what follows from them for a case and what was prepared from it.
+
+    at_once: whether their outlines are measured before anyone asks, beside what comes next.
+    """
+    found = bones_found(case, start, ahead=ahead)
+    ids = in_view(found, case, start)
+    if not ids:
+        return Held(found, ids, case, prepared, case)
+    case = only_bones(with_found_bones(case, found), BoneIds(ids, ids))
+    prepared = with_labels(prepared, case)
+    outlined = found.outlined(case, prepared)
+    outlines = beside(partial(measured_outlines, outlined, prepared, ids, "auto")) if at_once else None
+    return Held(found, ids, case, prepared, outlined, outlines)
+
+
+def done(finding: Future[Held] | None, outlines: Future[Any] | None) -> bool:
+    """Whether nothing is looked for or measured any more."""
+    if finding is not None:
+        outlines = finding.result().outlines if finding.done() else finding
+    return outlines is None or outlines.done()
 
 
 def _found(image: Image, part: Part | None, network: BoneNetwork | None) -> FoundBones:

@@ -1,7 +1,6 @@
 """From a rigid start to a smooth field that may be far from it: the discrete search, MIND-SSC described anew at every level."""
 
 import numpy as np
-import torch
 
 from osteomorph.body_part import about, body_corners_mm
 from osteomorph.case import Case
@@ -77,7 +76,7 @@ def _described(
 
 
 def _mind(image: Image) -> Image:
-    return image.with_data(mind_ssc(image.data[:1]))
+    return image.with_data(mind_ssc(image.data[:1], by_voxel=False))
 
 
 def _network_features(fixed: Image, moving: Image, start: Rigid) -> tuple[Image, Image]:
@@ -88,7 +87,7 @@ def _network_features(fixed: Image, moving: Image, start: Rigid) -> tuple[Image,
     return here, Image(there.data, there.grid.moved(start.inverse().matrix))
 
 
-def _known(prepared: Case, grid: Grid) -> Image:
-    """The moving mask, or 1 where there is none, on the moving grid or on where the start takes it."""
+def _known(prepared: Case, grid: Grid) -> Image | None:
+    """The moving mask, where there is one, on the moving grid or on where the start takes it."""
     mask = prepared.moving_mask
-    return Image(torch.ones_like(prepared.moving.data[:1]) if mask is None else mask.data, grid)
+    return None if mask is None else Image(mask.data, grid)
