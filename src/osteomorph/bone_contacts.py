@@ -38,10 +38,13 @@ def _contacts(
     """Pairs of bones with faces of voxels in common, and the box around what is to be looked at."""
     ends: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
     for axis in range(3):
-        before, after = (np.moveaxis(numbers, axis, 0)[part] for part in (slice(None, -1), slice(1, None)))
-        places = np.stack(np.nonzero((before != after) & (before > 0) & (after > 0)))
+        before, after = (
+            numbers[tuple(part if d == axis else slice(None) for d in range(3))] for part in (slice(None, -1), slice(1, None))
+        )
+        leaps = np.flatnonzero(before != after)
+        places = np.stack(np.unravel_index(leaps, before.shape))
         values = np.sort(np.stack([before[tuple(places)], after[tuple(places)]]), axis=0)
-        places = places[[*range(1, axis + 1), 0, *range(axis + 1, 3)]]
+        places, values = places[:, values[0] > 0], values[:, values[0] > 0]
         for pair in np.unique(values, axis=1).T:
             here = places[:, (values == pair[:, None]).all(0)]
             low, high = ends.get((int(pair[0]), int(pair[1])), (here.min(1), here.max(1)))

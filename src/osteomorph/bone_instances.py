@@ -65,10 +65,10 @@ def instances(
         same = _same_bones(found, offset_mm, spacing_mm, settings.agreeing_mm, settings.seam)
         found, voted = same[found], same[voted]
     sure = {}
-    numbers = [int(n) for n in np.unique(found) if n]
-    for number in numbers:
-        here = found == number
-        sure[number] = float(bone[here].mean() * (voted[here] == number).mean())
+    for number, box in enumerate(ndimage.find_objects(found), 1):
+        if box is not None:
+            here = found[box] == number
+            sure[number] = float(bone[box][here].mean() * (voted[box][here] == number).mean())
     return found, sure
 
 
@@ -109,10 +109,11 @@ def _cores(density: np.ndarray, region: np.ndarray, level: float, least: float, 
         parts, count = ndimage.label(inside & (density > level))
         if count < 2:
             continue
-        numbers = np.arange(1, count + 1)
-        enough = ndimage.sum_labels(density, parts, numbers) >= least
-        high = ndimage.maximum(density, parts, numbers) >= valley * level
-        good = numbers[enough & high]
+        some = np.flatnonzero(parts)
+        own, there = parts.ravel()[some], density.ravel()[some]
+        peaks = np.zeros(count + 1, density.dtype)
+        np.maximum.at(peaks, own, there)
+        good = np.flatnonzero((np.bincount(own, there) >= least) & (peaks >= valley * level))
         if len(good) > 1:
             return [core for number in good for core in _cores(density, parts == number, level, least, valley)]
         if len(good) == 1:
@@ -142,7 +143,7 @@ def _tidied(
         if box is None:
             continue
         pieces, count = ndimage.label(voted[box] == number)
-        sizes = ndimage.sum_labels(np.ones_like(pieces), pieces, np.arange(1, count + 1)) * voxel
+        sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:] * voxel
         if sizes.sum() < settings.least_mm3:
             continue
         good = np.flatnonzero((sizes >= settings.fragment_mm3) | (sizes == sizes.max())) + 1

@@ -1,6 +1,6 @@
 """Names of found bones: their kind where that is sure, sides, and levels of vertebrae counted up from the sacrum."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -26,6 +26,9 @@ LARGER = 4.0
 LEVELS = (*(f"L{n}" for n in range(5, 0, -1)), *(f"T{n}" for n in range(12, 0, -1)), *(f"C{n}" for n in range(7, 0, -1)))
 """From the sacrum up."""
 
+Boxes = Sequence[tuple[slice, slice, slice]]
+"""Of every number from 1 on, as ``scipy.ndimage.find_objects`` has them."""
+
 
 def bone_names(numbers: Int[np.ndarray, "i j k"], kinds: Mapping[int, Kind], spacing_mm: float) -> dict[int, str]:
     """Number -> name, of those that can be told. numbers: on a lattice whose axes run to the right, anterior and superior.
@@ -37,13 +40,17 @@ def bone_names(numbers: Int[np.ndarray, "i j k"], kinds: Mapping[int, Kind], spa
     """
     sure = {number: kind.name for number, kind in kinds.items() if kind.chance >= SURE and kind.name != "other"}
     out = {number: f"{kind} {number}" for number, kind in sure.items()}
-    centres = {k: spacing_mm * np.array(ndimage.center_of_mass(numbers == k)) for k in kinds}
+    boxes = ndimage.find_objects(numbers)
+    centres = {
+        k: spacing_mm * (np.array([s.start for s in boxes[k - 1]]) + ndimage.center_of_mass(numbers[boxes[k - 1]] == k))
+        for k in kinds
+    }
     sizes = np.bincount(numbers.ravel())
     likely = {number: kind.chance for number, kind in kinds.items() if kind.name == "sacrum" and kind.chance >= SACRUM}
     sacra = [number for number, chance in likely.items() if chance >= SURE] or list(likely)
     if len(sacra) == 1:
         out[sacra[0]] = "sacrum"
-        out |= _levels(numbers, sacra[0], kinds, centres, spacing_mm)
+        out |= _levels(numbers, boxes, sacra[0], kinds, centres, spacing_mm)
     for kind in ("hip", "femur"):
         out |= _sides(kind, [number for number, name in sure.items() if name == kind], centres, sizes, sacra)
     return out
@@ -51,6 +58,7 @@ def bone_names(numbers: Int[np.ndarray, "i j k"], kinds: Mapping[int, Kind], spa
 
 def _levels(
     numbers: Int[np.ndarray, "i j k"],
+    boxes: Boxes,
     sacrum: int,
     kinds: Mapping[int, Kind],
     centres: Mapping[int, Float[np.ndarray, "3"]],
@@ -61,7 +69,7 @@ def _levels(
     last = sacrum
     for level in LEVELS:
         above = {k for k in vertebrae - out.keys() if centres[k][2] > centres[last][2]}
-        gaps = {k: gap for k, gap in _gaps(numbers, last, spacing_mm, NEXT_MM).items() if k in above}
+        gaps = {k: gap for k, gap in _gaps(numbers, boxes, last, spacing_mm, NEXT_MM).items() if k in above}
         if not gaps:
             break
         last = min(gaps, key=lambda k: (centres[k][2], gaps[k]))  # the lowest that is near: spinous processes reach far down
@@ -71,16 +79,18 @@ def _levels(
     ribs = [number for number, kind in kinds.items() if kind.name == "rib" and kind.chance >= SURE]
     lumbar = {number for number, level in out.items() if level[0] == "L"}
     for rib in ribs:
-        gaps = _gaps(numbers, rib, spacing_mm, RIB_MM)
+        gaps = _gaps(numbers, boxes, rib, spacing_mm, RIB_MM)
         near = [k for k in gaps if k in vertebrae]
         if near and min(near, key=lambda k: gaps[k]) in lumbar:
             return {}
     return out
 
 
-def _gaps(numbers: Int[np.ndarray, "i j k"], number: int, spacing_mm: float, within_mm: float) -> dict[int, float]:
+def _gaps(
+    numbers: Int[np.ndarray, "i j k"], boxes: Boxes, number: int, spacing_mm: float, within_mm: float
+) -> dict[int, float]:
     """Of the other bones within a distance from a bone, that distance in mm."""
-    box = ndimage.find_objects(numbers, number)[-1]
+    box = boxes[number - 1]
     wide = int(np.ceil(within_mm / spacing_mm)) + 1
     around = tuple(slice(max(0, s.start - wide), s.stop + wide) for s in box)
     here = numbers[around]

@@ -66,10 +66,30 @@ def _bone(
 ) -> Bool[Tensor, "i j k"]:
     if hounsfield is None:
         return logit > 0
-    around = ndimage.maximum_filter(hounsfield, [2 * round(CORTEX_MM / h) + 1 for h in spacing_mm])
-    bright = torch.from_numpy((hounsfield > BRIGHT_HU) & (hounsfield > CORTEX * around))
-    dark = torch.from_numpy(hounsfield < DARK_HU)
+    own = torch.from_numpy(hounsfield)
+    around = _brightest(own, [round(CORTEX_MM / h) for h in spacing_mm])
+    bright = (own > BRIGHT_HU) & (own > CORTEX * around)
+    dark = own < DARK_HU
     return ((logit > 0) & ~(dark & (logit < SURE))) | (bright & (logit > DOUBTED))
+
+
+def _brightest(data: Float[Tensor, "i j k"], reach: list[int]) -> Float[Tensor, "i j k"]:
+    """The largest value at most so many voxels away along each axis: of runs of twice the length at every step."""
+    for axis, wide in enumerate(reach):
+        ends = list(data.shape)
+        ends[axis] = wide
+        end = data.new_full(ends, -torch.inf)
+        run, length = torch.cat([end, data, end], axis), 1
+        while 2 * length <= 2 * wide + 1:
+            run, length = _later(run, axis, length), 2 * length
+        data = _later(run, axis, 2 * wide + 1 - length)
+    return data
+
+
+def _later(data: Tensor, axis: int, step: int) -> Tensor:
+    """The larger one of each value and the one some steps after it."""
+    n = data.shape[axis] - step
+    return torch.maximum(data.narrow(axis, 0, n), data.narrow(axis, step, n))
 
 
 def _spread(numbers: Int[np.ndarray, "i j k"]) -> Int[np.ndarray, "i j k"]:

@@ -158,16 +158,17 @@ def first_poses(
         if labels is None:
             continue
         ids = sample(labels.data, labels.grid, where, "nearest", 0)[0]
+        some = ((ids > 0) & inside).nonzero()[:, 0]
+        known = ids[some]
         for label, own in sides.items():
             if own != side:
                 continue
-            mask = (ids == label) & inside
-            count = int(mask.sum())
-            if count >= LEAST_POINTS:
-                found[label] = robust_fit(points[:, mask], there[:, mask])
-            elif count > 0:
+            here = some[known == label]
+            if len(here) >= LEAST_POINTS:
+                found[label] = robust_fit(points[:, here], there[:, here])
+            elif len(here) > 0:
                 shift = np.eye(4)
-                shift[:3, 3] = (there[:, mask] - start(points[:, mask])).mean(1).numpy()
+                shift[:3, 3] = (there[:, here] - start(points[:, here])).mean(1).numpy()
                 found[label] = Rigid(shift @ start.matrix)
     return dict(sorted(found.items()))
 

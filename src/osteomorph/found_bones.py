@@ -184,9 +184,15 @@ def _from_the_top(numbers: Int[np.ndarray, "i j k"], sure: Mapping[int, float]) 
     if not sure:
         return numbers, {}
     found = sorted(sure)
-    middles = ndimage.center_of_mass(np.ones_like(numbers), numbers, found)
-    order = sorted(range(len(found)), key=lambda n: (-round(middles[n][2]), -middles[n][0]))
+    boxes = ndimage.find_objects(numbers)
+
+    def from_top_and_right(old: int) -> tuple[int, float]:
+        box = boxes[old - 1]
+        middle = ndimage.center_of_mass(numbers[box] == old)
+        return -round(box[2].start + middle[2]), -(box[0].start + middle[0])
+
+    order = sorted(found, key=from_top_and_right)
     table = np.zeros(max(found) + 1, np.int32)
     for new, old in enumerate(order, 1):
-        table[found[old]] = new
-    return table[numbers], {new: sure[found[old]] for new, old in enumerate(order, 1)}
+        table[old] = new
+    return table[numbers], {new: sure[old] for new, old in enumerate(order, 1)}
