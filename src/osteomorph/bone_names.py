@@ -1,6 +1,6 @@
 """Names of found bones: their kind where that is sure, sides, and levels of vertebrae counted up from the sacrum."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -26,8 +26,8 @@ LARGER = 4.0
 LEVELS = (*(f"L{n}" for n in range(5, 0, -1)), *(f"T{n}" for n in range(12, 0, -1)), *(f"C{n}" for n in range(7, 0, -1)))
 """From the sacrum up."""
 
-Boxes = Sequence[tuple[slice, slice, slice]]
-"""Of every number from 1 on, as ``scipy.ndimage.find_objects`` has them."""
+Boxes = Mapping[int, tuple[slice, slice, slice]]
+"""Of every number that occurs."""
 
 
 def bone_names(numbers: Int[np.ndarray, "i j k"], kinds: Mapping[int, Kind], spacing_mm: float) -> dict[int, str]:
@@ -40,10 +40,10 @@ def bone_names(numbers: Int[np.ndarray, "i j k"], kinds: Mapping[int, Kind], spa
     """
     sure = {number: kind.name for number, kind in kinds.items() if kind.chance >= SURE and kind.name != "other"}
     out = {number: f"{kind} {number}" for number, kind in sure.items()}
-    boxes = ndimage.find_objects(numbers)
+    boxes = {k: box for k, box in enumerate(ndimage.find_objects(numbers), 1) if box is not None}
+    kinds = {k: kind for k, kind in kinds.items() if k in boxes}
     centres = {
-        k: spacing_mm * (np.array([s.start for s in boxes[k - 1]]) + ndimage.center_of_mass(numbers[boxes[k - 1]] == k))
-        for k in kinds
+        k: spacing_mm * (np.array([s.start for s in boxes[k]]) + ndimage.center_of_mass(numbers[boxes[k]] == k)) for k in kinds
     }
     sizes = np.bincount(numbers.ravel())
     likely = {number: kind.chance for number, kind in kinds.items() if kind.name == "sacrum" and kind.chance >= SACRUM}
@@ -90,7 +90,7 @@ def _gaps(
     numbers: Int[np.ndarray, "i j k"], boxes: Boxes, number: int, spacing_mm: float, within_mm: float
 ) -> dict[int, float]:
     """Of the other bones within a distance from a bone, that distance in mm."""
-    box = boxes[number - 1]
+    box = boxes[number]
     wide = int(np.ceil(within_mm / spacing_mm)) + 1
     around = tuple(slice(max(0, s.start - wide), s.stop + wide) for s in box)
     here = numbers[around]
