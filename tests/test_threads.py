@@ -2,13 +2,14 @@
 
 import ctypes
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from osteomorph import allocation
-from osteomorph.threads import beside, other_half, sharing, spread, threads
+from osteomorph.threads import beside, meanwhile, other_half, sharing, spread, threads
 
 
 @pytest.mark.parametrize("wanted", [1, 2])
@@ -67,6 +68,22 @@ def test_threads_are_shared_until_the_other_work_is_done_and_then_taken():
             assert torch.get_num_threads() == 2
         list(spread(lambda n: n, range(3)))  # outside nothing is shared
         assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_work_beside_a_block_is_done_at_its_end_whatever_happens_in_it(count):
+    made = []
+    with threads(count):
+        with meanwhile(lambda: made.append(threading.get_ident())):
+            assert torch.get_num_threads() == 1
+        assert len(made) == 1
+        assert (made[0] == threading.get_ident()) == (count == 1)
+        with pytest.raises(KeyError), meanwhile(lambda: (time.sleep(0.1), made.append(0))):
+            raise KeyError
+        assert made[1:] == [0]
+        with pytest.raises(ZeroDivisionError), meanwhile(lambda: 1 // 0):
+            pass
+        assert torch.get_num_threads() == count
 
 
 @pytest.mark.parametrize(

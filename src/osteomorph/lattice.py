@@ -39,11 +39,10 @@ def lattice(
         bends = _bends(values, tolerance_mm)
         for axis, (old, new) in enumerate(zip(strides, finer, strict=True)):
             if old != new:
-                values = _halved(values, axis + 1)
+                values = _halved(values, axis + 1, nodes.shape[axis])
                 bends = bends.repeat_interleave(2, axis)
-        values, bends = (a[..., : nodes.shape[0], : nodes.shape[1], : nodes.shape[2]] for a in (values, bends))
+        bends = bends[: nodes.shape[0], : nodes.shape[1], : nodes.shape[2]]
         step_mm = float(max(h * s for h, s in zip(grid.spacing_mm, strides, strict=True)))
-        values = values.contiguous()
         _compute(values, bends, transform, nodes, step_mm / 3, then)
         strides = finer
     return Displacement(values, grid)
@@ -100,20 +99,21 @@ def _bends(values: Float[Tensor, "3 i j k"], tolerance_mm: float) -> Bool[Tensor
     return max_pool3d((out > tolerance_mm).float()[None], 3, 1, 1)[0] > 0
 
 
-def _halved(values: Float[Tensor, "3 i j k"], axis: int) -> Float[Tensor, "3 i2 j2 k2"]:
-    """Nodes with the midpoints in between, by the cubic through four neighbours (at the ends extrapolated linearly)."""
+def _halved(values: Float[Tensor, "3 i j k"], axis: int, count: int) -> Float[Tensor, "3 i2 j2 k2"]:
+    """Nodes with the midpoints in between, so many in all, by the cubic through four neighbours (at the ends extrapolated
+    linearly). count: of n nodes 2 n - 1 or 2 n - 2."""
     n = values.shape[axis]
     if n == 1:
         return values
-    out = torch.empty(*values.shape[:axis], 2 * n - 1, *values.shape[axis + 1 :])
+    out = torch.empty(*values.shape[:axis], count, *values.shape[axis + 1 :])
     even, odd = ((slice(None),) * (axis - 1) + (slice(start, None, 2),) for start in (0, 1))
     for old, new in zip(values, out, strict=True):  # one component's copies at a time
         first = 2 * old.narrow(axis - 1, 0, 1) - old.narrow(axis - 1, 1, 1)
         last = 2 * old.narrow(axis - 1, n - 1, 1) - old.narrow(axis - 1, n - 2, 1)
         wide = torch.cat([first, old, last], axis - 1)
-        outer = wide.narrow(axis - 1, 0, n - 1) + wide.narrow(axis - 1, 3, n - 1)
-        inner = old.narrow(axis - 1, 0, n - 1) + old.narrow(axis - 1, 1, n - 1)
-        new[even], new[odd] = old, inner.mul_(9).sub_(outer).div_(16)
+        outer = wide.narrow(axis - 1, 0, count // 2) + wide.narrow(axis - 1, 3, count // 2)
+        inner = old.narrow(axis - 1, 0, count // 2) + old.narrow(axis - 1, 1, count // 2)
+        new[even], new[odd] = old.narrow(axis - 1, 0, count - count // 2), inner.mul_(9).sub_(outer).div_(16)
     return out
 
 

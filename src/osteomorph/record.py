@@ -3,6 +3,7 @@
 import platform
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from osteomorph.geometry import Grid
 from osteomorph.io import OutputFolder, write_displacement, write_image, write_json, write_transform
 from osteomorph.memory import peak_bytes
 from osteomorph.report import REPORT, material_of, write_report
-from osteomorph.threads import spread
+from osteomorph.threads import meanwhile, spread
 
 if TYPE_CHECKING:
     from osteomorph.result import Registration
@@ -28,15 +29,16 @@ def write_result(registration: "Registration", folder: Path, overwrite: bool, co
     began = time.perf_counter()
     with OutputFolder(folder, overwrite) as output:
         out = output.path
-        _ = registration.warp  # what most of them write
-        parts = (_write_moved, _write_backward, _write_forward, _certify)  # the longest first
-        for _ in spread(lambda part: part(registration, out), parts):
+        with meanwhile(partial(_without_warp, registration)):
+            _ = registration.warp  # what most files are made of
+        for _ in spread(lambda part: part(registration, out), (_write_backward, _write_moved)):
             give_back_freed_memory()
-        bones = [{**bone.as_json(), **_sureness(registration, bone.label)} for bone in registration.bones]
-        told = {"exact": registration.exact is not None, "from": _origin(registration)}
-        write_json(out / "bones.json", {**told, "frame": "RAS mm, fixed -> moving", "bones": bones})
-        content = describe(registration, command)
-        write_report(out / REPORT, material_of(registration, folder.resolve().name, content, bones))
+        with meanwhile(partial(_write_forward, registration, out)):
+            bones = [{**bone.as_json(), **_sureness(registration, bone.label)} for bone in registration.bones]
+            told = {"exact": registration.exact is not None, "from": _origin(registration)}
+            write_json(out / "bones.json", {**told, "frame": "RAS mm, fixed -> moving", "bones": bones})
+            content = describe(registration, command)
+            write_report(out / REPORT, material_of(registration, folder.resolve().name, content, bones))
         content["seconds"]["write"] = round(time.perf_counter() - began, 3)
         write_json(out / "result.json", content)
     return folder
@@ -57,10 +59,11 @@ def _write_moved(registration: "Registration", out: Path) -> None:
         write_image(out / "moved_labels.nii.gz", registration.moved_labels)
 
 
-def _certify(registration: "Registration", out: Path) -> None:
-    """Nothing is written yet: the bones' transform is checked beside the files, for that takes seconds."""
+def _without_warp(registration: "Registration") -> None:
+    """What can be made beside the warp: the check of the bones' transform, and what the report shows of the rigid start."""
     if registration.exact is not None:
         _ = registration.exact.certificate
+    _ = registration.before
 
 
 def describe(registration: "Registration", command: Sequence[str] | None = None) -> dict[str, Any]:

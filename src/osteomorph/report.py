@@ -61,19 +61,18 @@ def material_of(
     registration: "Registration", name: str, record: Mapping[str, Any], bones: Sequence[Mapping[str, Any]]
 ) -> Material:
     """From a registration in memory."""
-    case, start = registration.case, registration.start.rigid
-    grid = case.fixed.grid
+    case, (before, before_labels) = registration.case, registration.before
     return Material(
         name,
         case.fixed,
-        resample(case.moving, start, grid),
+        before,
         registration.moved,
         registration.stored,
-        start,
+        registration.start.rigid,
         record,
         bones,
         case.fixed_labels,
-        None if case.moving_labels is None else resample(case.moving_labels, start, grid),
+        before_labels,
         registration.moved_labels,
         registration.notes,
     )

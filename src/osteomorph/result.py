@@ -97,6 +97,13 @@ class Registration:
         return moved if self.exact is None else held(moved, self.exact.base, self.plan.prepare.spacing_mm)
 
     @cached_property
+    def before(self) -> tuple[Image, Labels | None]:
+        """The moving image and labels on the fixed grid under the rigid start alone."""
+        case, start, grid = self.case, self.start.rigid, self.case.fixed.grid
+        labels = None if case.moving_labels is None else resample(case.moving_labels, start, grid)
+        return resample(case.moving, start, grid), labels
+
+    @cached_property
     def bones(self) -> tuple[Bone, ...]:
         """What the transform does to each bone; from the moving labels where there are any, else from the fixed ones."""
         labels = self.moved_labels if self.moved_labels is not None else self.case.fixed_labels

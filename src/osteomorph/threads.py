@@ -1,7 +1,7 @@
 """How many CPU threads torch takes, for the length of a block."""
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -75,6 +75,23 @@ def sharing(done: Callable[[], bool]) -> Iterator[None]:
             yield
     finally:
         _SHARED.reset(token)
+
+
+@contextmanager
+def meanwhile(work: Callable[[], object]) -> Iterator[None]:
+    """Work goes on beside the block, which is `sharing` threads with it; at the end both are done. On one thread it comes
+    first."""
+    if torch.get_num_threads() < 2:
+        work()
+        yield
+        return
+    other = beside(work)
+    try:
+        with sharing(other.done):
+            yield
+    finally:
+        wait([other])
+    other.result()
 
 
 _SHARED: ContextVar[tuple[Callable[[], bool], int] | None] = ContextVar("shared", default=None)

@@ -325,13 +325,18 @@ def swapped_components(monkeypatch) -> None:
 
 
 def wrong_flip(monkeypatch) -> None:
-    kept = geometry._linear
-    monkeypatch.setattr(geometry, "_linear", lambda data, index, size: kept(data, index.flip(-2), size.flip(0)))
+    kept = geometry.sample_unit
+    monkeypatch.setattr(geometry, "sample_unit", lambda data, unit: kept(data, unit.flip(-2)))
 
 
 def half_size(monkeypatch) -> None:
-    kept = geometry._linear  # 2 * index / size - 1 instead of 2 * index / (size - 1) - 1
-    monkeypatch.setattr(geometry, "_linear", lambda data, index, size: kept(data, index, size + 1))
+    kept = geometry.sample_unit  # 2 * index / size - 1 instead of 2 * index / (size - 1) - 1
+
+    def less(data, unit):
+        size = torch.tensor(data.shape[-3:]).flip(0)[:, None]
+        return kept(data, (unit + 1) * (size - 1) / size - 1)
+
+    monkeypatch.setattr(geometry, "sample_unit", less)
 
 
 def inverse_direction(monkeypatch) -> None:
