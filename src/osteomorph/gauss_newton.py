@@ -63,15 +63,15 @@ def _level(
     known = torch.ones_like(held)
     if (mask := case.fixed_mask) is not None:
         known = sample(mask.data[:1], mask.grid, points).view(grid.shape)
-    here, basis = mind_ssc(fixed.data[:1]), Basis.on(grid, level.control_mm, held)
+    here, basis = mind_ssc(fixed.data[:1], by_voxel=False), Basis.on(grid, level.control_mm, held)
     turn = torch.as_tensor(grid.direction.copy(), dtype=held.dtype)
     for _ in range(level.steps):
         there = through((points + (held * found).flatten(1)).double())
         seen = known * moving.grid.contains(there).view(grid.shape)
         if (mask := case.moving_mask) is not None:
             seen *= sample(mask.data[:1], mask.grid, there.float(), outside=0.0).view(grid.shape)
-        moved = mind_ssc(sample(moving.data[:1], moving.grid, there.float()).unflatten(1, grid.shape))
-        problem = _Problem(*_normal(here, moved, seen, held, grid), basis, level.bending)
+        moved = sample(moving.data[:1], moving.grid, there.float()).unflatten(1, grid.shape)
+        problem = _Problem(*_normal(here, mind_ssc(moved, by_voxel=False), seen, held, grid), basis, level.bending)
         found = found + torch.tensordot(turn, basis(problem.solved()), 1)
     return Displacement(found, grid)
 
@@ -91,14 +91,14 @@ def _normal(
     def fill(start: int) -> None:
         inner = slice(start, min(start + PLANES, count))
         low, high = max(inner.start - 1, 0), min(inner.stop + 1, count)
-        one, other = (part[:, low:high].contiguous() for part in (here, moved))
+        one, other = here[:, low:high], moved[:, low:high]
         mean, own = one + other, slice(inner.start - low, inner.stop - low)
         rises = [torch.zeros_like(mean) for _ in range(3)]
         for axis, h in enumerate(grid.spacing_mm, 1):
             n = mean.shape[axis]
             if n > 2:
-                rise = mean.narrow(axis, 2, n - 2) - mean.narrow(axis, 0, n - 2)
-                rises[axis - 1].narrow(axis, 1, n - 2).copy_(rise.mul_(0.25 / float(h)))
+                inside = rises[axis - 1].narrow(axis, 1, n - 2)
+                torch.sub(mean.narrow(axis, 2, n - 2), mean.narrow(axis, 0, n - 2), out=inside).mul_(0.25 / float(h))
         rises = [rise[:, own] for rise in rises]
         left = one[:, own] - other[:, own]
         weight = seen[inner] * (SCALE / (SCALE + left.square().mean(0))).square() * held[inner]
