@@ -278,7 +278,7 @@ def _nearest_best(
     for first in range(0, costs.shape[0], PART):
         part = slice(first, first + PART)
         energy = torch.addmm(costs[part], near[part], terms)
-        best = energy.argmin(1)
+        best = torch.from_numpy(energy.numpy().argmin(1))  # torch's own takes ten times as long
         chosen = way[best].T
         out[:, part] = chosen if fine is None else chosen + _between(energy, best, fine)
     return out

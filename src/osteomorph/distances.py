@@ -61,7 +61,7 @@ class DistanceMap:
         found = (square + self._least_at_border**2).sqrt_()
         some = looked.nonzero()[:, 0]
         if len(some):
-            found[some] = self._beyond(unit[:, some], square[some])
+            found[some] = self._beyond(unit.index_select(1, some), square.index_select(0, some))
         return found
 
     def _beyond(self, unit: Float32[Tensor, "3 n"], square: Float32[Tensor, " n"]) -> Float32[Tensor, " n"]:

@@ -102,7 +102,7 @@ def _moves_along(
     reach = offsets * np.minimum(1, margin_mm / np.linalg.norm(offsets, axis=0))
     largest = region(points_mm)
     near = (largest > -1.5 * float(np.linalg.norm(reach, axis=0).max())).nonzero()[:, 0]  # deeper down all moves along
-    here = points_mm[:, near]
+    here = points_mm.index_select(1, near)
     for offset in torch.as_tensor(reach).T:
         largest[near] = torch.maximum(largest[near], region(here + offset[:, None]))
     return largest < RIM_MM

@@ -124,7 +124,7 @@ def pair_gaps(bones: list[DistanceMap], path: np.ndarray) -> np.ndarray:
                 bound = bound - shift
                 near = (bound <= 1.5 * WATCHED_MM).nonzero()[:, 0]
                 if len(near):
-                    bound[near] = bones[second](_at(matrix, points[:, near]))
+                    bound[near] = bones[second](_at(matrix, points.index_select(1, near)))
                 out[time, first, second] = out[time, second, first] = float((depth + bound).min())
 
     for _ in spread(of, reversed(range(len(bones)))):
@@ -162,8 +162,8 @@ def rigid_region(
             bound = bound - float(_shift(bone, matrix, last))
             near = (bound <= reach - here.clamp(min=0)).nonzero()[:, 0]
             if len(near):
-                bound[near] = bones[other](_at(matrix, points[:, near]))
-                least[near] = torch.minimum(least[near], bound[near])
+                there = bones[other](_at(matrix, points.index_select(1, near)))
+                bound[near], least[near] = there, torch.minimum(least.index_select(0, near), there)
             last = matrix
         shared = torch.maximum((1 - SHARE) * here - SHARE * least, (gap - least + torch.minimum(here, -least)) / 2)
         if other in wider:

@@ -127,14 +127,16 @@ class Polyrigid(Transform):
         start = self.background.inverse()(points) if self.backward else points
         at = (start - centre).to(working)
         distance = self._distances(at, -1 if self.backward else 0)
-        least, owner = distance.min(0)
+        least = distance.amin(0)
         free = (least > 0).nonzero()[:, 0]
         out = torch.empty_like(points)
         if len(free):
-            end = self._flow(at[:, free], distance[:, free]).double() + centre
+            end = self._flow(at.index_select(1, free), distance.index_select(1, free)).double() + centre
             out[:, free] = end if self.backward else self.background(end)
+        inside = (least <= 0).nonzero()[:, 0]
+        owner = distance.index_select(1, inside).argmin(0)
         for k, body in enumerate(self.bodies):
-            held = ((owner == k) & (least <= 0)).nonzero()[:, 0]
+            held = inside[owner == k]
             pose = body.pose.inverse() if self.backward else body.pose
             out[:, held] = pose(points[:, held])
         return out
@@ -203,7 +205,7 @@ class Polyrigid(Transform):
             weights[:, open_] = guess
             if len(moving) == 0:
                 break
-            open_, here, at = open_[moving], here[:, moving], new[:, moving]
+            open_, here, at = open_[moving], here.index_select(1, moving), new.index_select(1, moving)
         return weights
 
 

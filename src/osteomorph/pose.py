@@ -220,17 +220,17 @@ def _bone_pose(
     nearest = min(range(len(guesses)), key=lambda n: _rms_mm(best.pose, guesses[n], here))
     if not np.isfinite(best.score) or best.gain <= CHANCE or _rms_mm(best.pose, guesses[nearest], here) > runaway:
         return lost
-    if plan.iterations > 0:  # without steps from there, a neighbour's place is never as good
-        ambiguous = ambiguous or _has_rival(here, other, best, _rivals(maps, label), plan, coarse, tried)
     pose, covariance = best.pose, _covariance(here, other, best.pose)
     scale = np.repeat([radius, 1.0], 3)
     worst = _largest_sd(covariance * np.outer(scale, scale))
+    told = worst <= plan.largest_sd_mm and not ambiguous
+    if told and plan.iterations > 0:  # without steps from there, a neighbour's place is never as good
+        told = not _has_rival(here, other, best, _rivals(maps, label), plan, coarse, tried)
     if frame == "moving":
         pose = pose.inverse()
         turn = np.kron(np.eye(2), pose.matrix[:3, :3].T)
         covariance = turn @ covariance @ turn.T
-    determined = not ambiguous and worst <= plan.largest_sd_mm
-    return BonePose(label, pose, starts[nearest], covariance, determined, best.score, best.gain)
+    return BonePose(label, pose, starts[nearest], covariance, told, best.score, best.gain)
 
 
 def _no_finer(labels: Labels, spacing_mm: float, ids: Sequence[int]) -> Labels:

@@ -133,8 +133,8 @@ def patch(
     near = (distance <= shell_mm).nonzero()[:, 0]
     for other in others:
         if box_gap_mm(bone, other, np.eye(4)) <= 2 * shell_mm:
-            near = near[other(points[:, near]) >= distance[near]]
-    near = near[side.sees(points[:, near])]
+            near = near[other(points.index_select(1, near)) >= distance[near]]
+    near = near[side.sees(points.index_select(1, near))]
     if len(near) > most:
         near = near[torch.as_tensor(np.sort(np.random.default_rng(0).permutation(len(near))[:most]))]
     if len(near) < 2 * CHANNELS:
@@ -144,7 +144,7 @@ def patch(
     return Patch(
         lattice,
         index,
-        points[:, near],
+        points.index_select(1, near),
         centroid(bone),
         taken(features, index),
         slopes(features, lattice, index),
