@@ -6,7 +6,7 @@ import torch
 from scipy import ndimage
 
 from osteomorph.bone_network import HU_FROM
-from osteomorph.bone_outline import outlined
+from osteomorph.bone_outline import _brightest, outlined
 from osteomorph.geometry import Grid
 from osteomorph.image import Image
 
@@ -78,3 +78,10 @@ def test_two_bones_keep_their_numbers_and_nothing_is_nothing():
     assert (found[:11] != 7).all()
     assert (found[13:] != 1).all()
     assert not outlined(both, np.zeros_like(first), LATTICE).any()
+
+
+@pytest.mark.parametrize("reach", [[0, 1, 2], [3, 4, 5], [6, 0, 9]])
+def test_the_brightest_around_is_scipys_where_fields_of_view_end(reach):
+    data = np.random.default_rng(0).normal(size=(11, 5, 13)).astype(np.float32)
+    expected = ndimage.maximum_filter(data, [2 * n + 1 for n in reach], mode="constant", cval=-np.inf)
+    assert np.array_equal(_brightest(torch.from_numpy(data), reach).numpy(), expected)

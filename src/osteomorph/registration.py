@@ -39,7 +39,7 @@ from osteomorph.stored_fields import stored_grid
 from osteomorph.threads import beside, other_half, sharing
 from osteomorph.threads import threads as limited
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
-from osteomorph.unlabelled import done, held, looked_ahead
+from osteomorph.unlabelled import done, held_case, looked_ahead
 
 
 def register(
@@ -113,7 +113,7 @@ def register(
         at_once = torch.get_num_threads() > 1
         if chosen.bones == "exact":
             prepared = cropped_moving(prepared, start.rigid)
-            hold = partial(held, case, prepared, start.rigid, ahead, at_once)
+            hold = partial(held_case, case, prepared, start.rigid, ahead, at_once)
             finding = beside(hold) if look and at_once else None
             if ids.rigid and at_once:
                 outlines = beside(partial(measured_outlines, case, prepared, ids.rigid, bones))

@@ -138,7 +138,7 @@ def bones_found(case: Case, start: Rigid, network: BoneNetwork | None = None, ah
     return max(both, key=_volume_mm3)
 
 
-def held(case: Case, prepared: Case, start: Rigid, ahead: Ahead | None = None, at_once: bool = True) -> Held:
+def held_case(case: Case, prepared: Case, start: Rigid, ahead: Ahead | None = None, at_once: bool = True) -> Held:
     """`bones_found`, and what follows from them for a case and what was prepared from it.
 
     at_once: whether their outlines are measured before anyone asks, beside what comes next.
