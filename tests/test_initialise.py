@@ -330,17 +330,19 @@ def test_a_shorter_field_of_view_finds_its_place():
     assert error(initialise(case, IMAGES).rigid, truth, 40.0)[0] < 1.5
 
 
-def test_a_shorter_field_of_view_of_a_body_that_narrows_finds_its_place():
-    """Where the overlap of the bodies is largest, they lie 9 mm too high: what is in view is narrower than all of it."""
+@pytest.mark.parametrize("shift", [(5.0, 0.0, 8.0), (5.3, 0.0, 8.7), (6.0, 0.0, 8.2)])
+def test_a_shorter_field_of_view_of_a_body_that_narrows_finds_its_place(shift):
+    """Where the overlap of the bodies is largest, they lie 9 mm too high: what is in view is narrower than all of it. A voxel
+    of 4 mm is what is left."""
 
     def narrowing(points_mm):
         x, y, z = points_mm
         width = 1 - z / 150
         return torso(torch.stack([x / width, y / width, z]))
 
-    truth = pose((0, 0, 0), (5, 0, 8))
-    case = two_contrasts(truth, grid_about((5, 0, 8), 150.0, (4.0, 4.0, 4.0)).padded((0, 0, -10), (0, 0, 0)), narrowing)
-    assert error(initialise(case, IMAGES, from_centres=True).rigid, truth, 40.0)[0] < 3.0
+    truth = pose((0, 0, 0), shift)
+    case = two_contrasts(truth, grid_about(shift, 150.0, (4.0, 4.0, 4.0)).padded((0, 0, -10), (0, 0, 0)), narrowing)
+    assert error(initialise(case, IMAGES, from_centres=True).rigid, truth, 40.0)[0] < 5.0
 
 
 @pytest.mark.parametrize("seed", [2, 6, 15])
