@@ -7,8 +7,6 @@ from dataclasses import field as attribute
 from functools import cached_property, partial
 from typing import final
 
-import torch
-
 from osteomorph.body_part import around_body_and_bones, continued
 from osteomorph.case import Case
 from osteomorph.clock import Clock
@@ -35,7 +33,6 @@ from osteomorph.plan import Plan
 from osteomorph.polyrigid import Polyrigid
 from osteomorph.pose import BonePose
 from osteomorph.stored_fields import stored_field, stored_grid
-from osteomorph.threads import beside
 from osteomorph.transforms import Displacement, Rigid, Transform
 from osteomorph.unfolded import unfolded
 
@@ -95,8 +92,8 @@ def exact_path(
 
     case: as given. prepared: from it. start: rigid, fixed mm -> moving mm. dense: the guess from there (`dense_guess`). ids:
     labels that are bone. clock: told every step. outlined: whose labels say where bones end, by default those of the case as
-    given. outlines: where `measured_outlines` of those has begun already. elsewhere: asked for another start where no bone's
-    pose is determined; raises LostError where there is one.
+    given. outlines: `measured_outlines` of those, where it was begun beside other steps. elsewhere: asked for another start
+    where no bone's pose is determined; raises LostError where there is one.
     """
     chosen = Options() if options is None else options
     sides = sides_of(ids, bones, prepared)
@@ -107,8 +104,6 @@ def exact_path(
             first = first_poses(dense, start, prepared, sides, plan.guess_mm)
             if not first:
                 return None
-            if outlines is None and torch.get_num_threads() > 1:  # of threads that look for poses, one often waits
-                outlines = beside(partial(measured_outlines, labels, prepared, ids, bones))
             found = refined_poses(prepared, first, plan, sides, clock.told("poses"))
             if elsewhere is not None and not any(bone.determined for bone in found.values()) and (other := elsewhere()):
                 raise LostError(other)
