@@ -24,7 +24,7 @@ from osteomorph.polyrigid import from_labels
 from osteomorph.pose import BonePose
 from osteomorph.registration import register
 from osteomorph.resampling import resample
-from osteomorph.soft_field import STILL, ramp, soft_field, without_folds
+from osteomorph.soft_field import STILL, ramp, soft_field, still_mm, without_folds
 from osteomorph.stored_fields import stored_grid
 from osteomorph.transforms import Displacement, Rigid, Velocity
 
@@ -96,9 +96,9 @@ def ball(grid: Grid, radius_mm: float) -> Labels:
 def test_the_ramp_is_0_around_a_region_and_1_beyond_its_reach(grid):
     (region,) = distance_maps(ball(grid, 5.0)).values()
     hold = ramp([region], grid, 4.0)
-    still = STILL * float(np.linalg.norm(grid.spacing_mm))
+    still = still_mm(grid)
     away = region(grid.points().flatten(1)).unflatten(0, grid.shape)
-    assert (hold[away <= still] == 0).all()
+    assert (hold[away <= STILL * float(np.linalg.norm(grid.spacing_mm))] == 0).all()
     assert (hold[away >= still + 4.0] == 1).all()
     between = (away > still + 0.5) & (away < still + 3.5)
     assert ((hold[between] > 0) & (hold[between] < 1)).all()

@@ -3,7 +3,7 @@
 World coordinates are RAS+ millimetres. Points and vectors carry their three components first: ``(3, ...)``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -180,6 +180,11 @@ class Grid:
         """Every ``stride``-th voxel from ``offset`` on: the grid of ``data[..., o0::stride, o1::stride, o2::stride]``."""
         shape = tuple(max(0, -(-(n - o) // stride)) for n, o in zip(self.shape, offset, strict=True))
         return self._from_corner(np.array(offset, dtype=np.float64), np.full(3, stride), (shape[0], shape[1], shape[2]))
+
+    def nodes(self, strides: Sequence[int]) -> "Grid":
+        """Voxels that many apart along each axis; one node lies beyond the grid where its last voxel falls in between."""
+        shape = [-(-(n - 1) // s) + 1 for n, s in zip(self.shape, strides, strict=True)]
+        return self._from_corner(np.zeros(3), np.array(strides), (shape[0], shape[1], shape[2]))
 
     def about_centre(self, shape: tuple[int, int, int]) -> "Grid":
         """Grid of the same spacing and directions cropped or padded to ``shape``; voxels stay on the lattice."""

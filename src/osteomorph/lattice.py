@@ -30,12 +30,12 @@ def lattice(
     then: x -> then(T(x)) - x instead.
     """
     strides = [2 ** int(np.clip(np.floor(np.log2(coarse_mm / h)), 0, 3)) for h in grid.spacing_mm]
-    nodes = _nodes(grid, strides)
+    nodes = grid.nodes(strides)
     values = torch.empty(3, *nodes.shape)
     _compute(values, torch.ones(nodes.shape, dtype=torch.bool), transform, nodes, 0.0, then)
     while max(strides) > 1:
         finer = [max(1, s // 2) for s in strides]
-        nodes = _nodes(grid, finer)
+        nodes = grid.nodes(finer)
         bends = _bends(values, tolerance_mm)
         for axis, (old, new) in enumerate(zip(strides, finer, strict=True)):
             if old != new:
@@ -51,14 +51,6 @@ def lattice(
 def rigid_displacement(motion: Rigid, grid: Grid) -> Float[Tensor, "3 i j k"]:
     """R x + t - x at every voxel, float32."""
     return affine_ramps((motion.matrix - np.eye(4)) @ grid.affine, grid.shape)
-
-
-def _nodes(grid: Grid, strides: list[int]) -> Grid:
-    """Voxels that many apart; one node lies beyond the grid where its last voxel falls in between."""
-    shape = [-(-(n - 1) // s) + 1 for n, s in zip(grid.shape, strides, strict=True)]
-    affine = grid.affine.copy()
-    affine[:3, :3] = affine[:3, :3] * np.array(strides)
-    return Grid((shape[0], shape[1], shape[2]), affine)
 
 
 def _compute(

@@ -1,6 +1,5 @@
 """The soft field around exact bones: identity in every bone's region, optimised elsewhere, invertible."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +28,9 @@ LEAST_DETERMINANT = 0.15
 
 STILL = 1.1
 """Diagonals of a voxel around a region in which nothing moves: one, and what linear interpolation of distances is off by."""
+
+LOOKED_MM = 2.0
+"""Spacing at which `ramp` looks distances up."""
 
 Smoothness = Sequence[tuple[str, float, Roughness]]
 
@@ -118,7 +120,10 @@ def without_folds(vectors: Float[Tensor, "3 i j k"], grid: Grid) -> Displacement
 
 def still_mm(grid: Grid) -> float:
     """Distance from a region up to which `ramp` is 0."""
-    return STILL * float(np.linalg.norm(grid.spacing_mm))
+    looked = _looked_grid(grid)
+    still = STILL * float(np.linalg.norm(grid.spacing_mm))
+    bent = 0.0 if looked is grid else float(looked.spacing_mm.max()) ** 2 / (4 * still)  # of distance to a point, still away
+    return still + bent
 
 
 def held_mm(grid: Grid, ramp_mm: float) -> float:
@@ -128,12 +133,23 @@ def held_mm(grid: Grid, ramp_mm: float) -> float:
 
 def ramp(regions: Sequence[DistanceMap], grid: Grid, ramp_mm: float) -> Float[Tensor, "i j k"]:
     """0 in the regions and one voxel's diagonal around them, so that interpolation keeps them exactly still; from there a
-    smoothstep of the distance to the nearest one, and 1 from ``ramp_mm`` on (after Little et al., 1997)."""
-    still, reach = still_mm(grid), held_mm(grid, ramp_mm)
-    least = torch.full(grid.shape, math.inf)
+    smoothstep of the distance to the nearest one, and 1 from ``ramp_mm`` on (after Little et al., 1997).
+
+    Distances are looked up `LOOKED_MM` apart, and linear in between: as far too long as that can make them, more is still.
+    """
+    still, reach, looked = still_mm(grid), held_mm(grid, ramp_mm), _looked_grid(grid)
     slack = 4 * float(grid.spacing_mm.max())  # a region's map grows more slowly than distance
-    seen = [(region, box) for region in regions if (box := region.box_on(grid, reach + slack)) is not None]
-    for (_, box), distance in zip(seen, spread(lambda item: item[0].on(grid.cropped(item[1])), seen), strict=True):
+    least = torch.full(looked.shape, reach + slack)
+    seen = [(region, box) for region in regions if (box := region.box_on(looked, reach + slack)) is not None]
+    for (_, box), distance in zip(seen, spread(lambda item: item[0].on(looked.cropped(item[1])), seen), strict=True):
         least[box] = torch.minimum(least[box], distance)
-    share = ((least - still) / ramp_mm).clamp(0, 1)
+    if looked is not grid:
+        least = finer(least[None], looked, grid)[0]
+    share = least.sub_(still).div_(ramp_mm).clamp_(0, 1)
     return share * share * (3 - 2 * share)
+
+
+def _looked_grid(grid: Grid) -> Grid:
+    """Every n-th voxel of a grid, about `LOOKED_MM` apart and at most so; the grid itself where it is no finer."""
+    strides = [max(1, int(LOOKED_MM / h + 0.01)) for h in grid.spacing_mm]
+    return grid if max(strides) == 1 else grid.nodes(strides)
