@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from osteomorph.distances import DistanceMap, box_gap_mm
+from osteomorph.geometry import Grid
 from osteomorph.rigid_paths import PATH_KINDS, PathKind, rigid_path
 from osteomorph.threads import spread
 
@@ -30,6 +31,9 @@ STEP_MM = 0.5
 
 NEAREST = 200
 """Points of a bone, nearest to another one at either end of the path, where it is looked how steep the motion is."""
+
+SLIGHT = 1.0
+"""Steepness that asks for nothing."""
 
 
 @final
@@ -146,16 +150,18 @@ def rigid_region(
     region = distance - margin
     reach = max(margin / SHARE, 2 * margin + max(gap, *wider.values(), 0.0))
     band = (distance <= reach).nonzero()[:, 0]
-    here = distance[band]
     shape = bone.grid.shape
-    index = np.stack(np.unravel_index(band.numpy(), shape))  # torch's own imports sympy
-    points = bone.grid.world(torch.as_tensor(index).double()).float()
+    index = torch.as_tensor(np.stack(np.unravel_index(band.numpy(), shape))).int()  # torch's own imports sympy
     for other in range(len(bones)):
         matrices = relative[:, other, own]
         if other == own or _shift(bone, matrices, np.eye(4)).max() < 1e-6:
             continue
         if box_gap_mm(bone, bones[other], matrices).min() > reach:
             continue
+        low, high = _where(bones[other], np.linalg.inv(matrices), bone.grid, reach)
+        some = ((index >= low) & (index <= high)).all(0).nonzero()[:, 0]
+        voxels = band.index_select(0, some)
+        here, points = distance.index_select(0, voxels), bone.grid.world(index.index_select(1, some).double()).float()
         least = torch.full_like(here, torch.inf)
         bound, last = torch.full_like(here, -torch.inf), matrices[0]
         for matrix in _apart(matrices, bone):
@@ -168,22 +174,38 @@ def rigid_region(
         shared = torch.maximum((1 - SHARE) * here - SHARE * least, (gap - least + torch.minimum(here, -least)) / 2)
         if other in wider:
             shared = torch.maximum(shared, (wider[other] - least + here) / 2)
-        region[band] = torch.maximum(region[band], shared)
+        region[voxels] = torch.maximum(region[voxels], shared)
     return DistanceMap(region.unflatten(0, shape)[None], bone.grid)
 
 
-def steepness(bones: list[DistanceMap], regions: list[DistanceMap], relative: np.ndarray) -> dict[tuple[int, int], float]:
+def _where(bone: DistanceMap, matrices: np.ndarray, grid: Grid, reach_mm: float) -> tuple[Tensor, Tensor]:
+    """(3, 1) each: the first and last index along a grid's axes of what comes within ``reach_mm`` of the box around a bone that
+    is moved by any of some matrices."""
+    corners = (np.linalg.inv(grid.affine) @ matrices @ bone.corners_mm)[..., :3, :]
+    wide = reach_mm / grid.spacing_mm
+    low, high = corners.min((0, 2)) - wide, corners.max((0, 2)) + wide
+    return torch.as_tensor(np.floor(low)).int()[:, None], torch.as_tensor(np.ceil(high)).int()[:, None]
+
+
+def steepness(
+    bones: list[DistanceMap], regions: list[DistanceMap], relative: np.ndarray, margin: float
+) -> dict[tuple[int, int], float]:
     """Of every two bones that come near each other, the lower place first: a bound on the velocity's derivative between them,
-    1.5 x relative speed / gap between the regions, at bones' surfaces."""
+    1.5 x relative speed / gap between the regions, at bones' surfaces. Left out where boxes tell that it is below `SLIGHT`.
+
+    margin: by which a region reaches beyond its bone at most.
+    """
     found: dict[tuple[int, int], float] = {}
-    for own, others in enumerate(spread(lambda own: _steepest(own, bones, regions, relative), range(len(bones)))):
+    for own, others in enumerate(spread(lambda own: _steepest(own, bones, regions, relative, margin), range(len(bones)))):
         for other, value in others.items():
             pair = (min(own, other), max(own, other))
             found[pair] = max(value, found.get(pair, 0.0))
     return found
 
 
-def _steepest(own: int, bones: list[DistanceMap], regions: list[DistanceMap], relative: np.ndarray) -> dict[int, float]:
+def _steepest(
+    own: int, bones: list[DistanceMap], regions: list[DistanceMap], relative: np.ndarray, margin: float
+) -> dict[int, float]:
     """Of one bone's surface against the others."""
     surface = bones[own].surface[0]
     surface = surface[:, :: max(1, surface.shape[1] // 3000)]
@@ -191,7 +213,9 @@ def _steepest(own: int, bones: list[DistanceMap], regions: list[DistanceMap], re
     last, steepest = len(relative) - 1, dict[int, float]()
     for other in range(len(bones)):
         matrices = relative[:, other, own]
-        if other == own or box_gap_mm(bones[own], bones[other], matrices).min() > 3 * WATCHED_MM:
+        gap = float(box_gap_mm(bones[own], bones[other], matrices).min())
+        fastest = float(_shift(bones[own], matrices[1:], matrices[:-1]).max()) * last
+        if other == own or gap > 3 * WATCHED_MM or 1.5 * fastest < SLIGHT * (gap - 2 * margin):
             continue
         near = [regions[other](_at(matrices[end], surface)).argsort()[:NEAREST] for end in (0, last)]
         some = torch.arange(0, surface.shape[1], 10)  # what is near on the way need not be near at its ends

@@ -283,7 +283,7 @@ def from_labels(
         one, other = (labels.index(label) for label in pair)
         wider[one][other] = wider[other][one] = width
     regions = list(spread(lambda k: rigid_region(k, bones, relative, margin, gap, wider[k]), range(len(bones))))
-    steep = steepness(bones, regions, relative) if steps is None else {}
+    steep = steepness(bones, regions, relative, margin) if steps is None else {}
     wanted = int(np.clip(np.ceil(max(steep.values(), default=0.0) / 2), least_steps, STEPS[1])) if steps is None else steps
     bodies = tuple(
         Body(label, names[label], poses[label], bone, region)
