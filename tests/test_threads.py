@@ -1,6 +1,9 @@
 """Items dealt out to threads, and memory that is kept between stages."""
 
 import ctypes
+import os
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -130,3 +133,26 @@ def test_without_glibc_nothing_happens(monkeypatch):
     monkeypatch.setattr(allocation, "_kept", False)
     allocation.keep_freed_memory()
     allocation.give_back_freed_memory()
+
+
+SETTLED = """
+import os, sys
+from osteomorph.process import settle
+settle()
+said = [os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")]
+print(*said, sys.getswitchinterval() < 1e-3, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "PASSIVE 3000 True False"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None True False"),
+        ({"GOMP_SPINCOUNT": "7"}, "PASSIVE 7 True False"),
+    ],
+)
+def test_a_process_settles_before_torch_and_leaves_alone_what_the_user_set(given, expected):
+    around = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    ran = subprocess.run([sys.executable, "-c", SETTLED], env=around | given, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == expected

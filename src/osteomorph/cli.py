@@ -1,13 +1,10 @@
 """The command line. Heavy libraries are imported inside the commands, so that --help answers at once."""
 
-import os
-import sys
 from typing import Annotated
 
 import typer
 
 from osteomorph import __version__
-from osteomorph.allocation import keep_freed_memory
 from osteomorph.commands.apply import apply
 from osteomorph.commands.bones import bones
 from osteomorph.commands.demo import demo
@@ -22,6 +19,7 @@ from osteomorph.commands.simulate import simulate
 from osteomorph.commands.study import study
 from osteomorph.commands.train import train
 from osteomorph.commands.view import view
+from osteomorph.process import settle
 from osteomorph.stopping import watch
 
 app = typer.Typer(
@@ -53,12 +51,6 @@ def _global(
 
 def main() -> None:
     """Entry point. A termination ends like Ctrl-C: unfinished output is removed."""
-    # torch's threads spin while they wait; on a busy machine that took four times as long. A few microseconds of it are quicker
-    # than none on an idle one. Read when torch is imported.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    sys.setswitchinterval(5e-5)  # threads that want Python's lock wait up to this long for it: by default a hundred times that
-    keep_freed_memory()
+    settle()
     watch()
     app(prog_name="osteomorph")
