@@ -13,7 +13,6 @@ from osteomorph.clock import Clock
 from osteomorph.distances import distance_maps
 from osteomorph.exact_bones import (
     MARGIN_VOXELS,
-    TOLERANCE_MM,
     ExactBones,
     build_base,
     first_poses,
@@ -118,7 +117,7 @@ def exact_path(
             return chosen.between(base, start, grid)
 
         exactly = chosen.between is relative_field
-        base, gaps = unfolded(build, onto, TOLERANCE_MM) if exactly else (build(), dict[tuple[int, int], float]())
+        base, gaps = unfolded(build, onto) if exactly else (build(), dict[tuple[int, int], float]())
         if prepared.fixed_mask is None:
             prepared = replace(prepared, fixed_mask=foreground(prepared.fixed))
         whole = prepared.fixed.grid
