@@ -137,6 +137,17 @@ def test_steepness_belongs_to_two_bones_whichever_is_asked_first():
     assert one.steps == other.steps
 
 
+@pytest.mark.parametrize(("shift_mm", "told"), [(16.0, True), (2.0, False)])
+def test_steepness_is_left_out_only_where_it_cannot_matter(shift_mm, told):
+    """Blocks 14 mm apart, their regions 10; one passes the other."""
+    matrix = np.eye(4)
+    matrix[:3, 3] = (0, 0, shift_mm)
+    poses = {1: Rigid.identity(), 2: Rigid.identity(), 3: Rigid(matrix)}
+    found = from_labels(poses, blocks(grid_of(), wave_mm=0.0), margin_mm=2.0, background=Rigid.identity()).steepness
+    assert ((1, 3) in found) == told
+    assert not told or 1.5 * shift_mm / 14 < found[1, 3] < 1.5 * shift_mm / 9
+
+
 def test_the_warning_names_the_bones_and_the_gap():
     (said,) = widened_warnings({(4, 7): 2.5}, {4: "L5"})
     assert "L5 and 7" in said
