@@ -23,6 +23,15 @@ REACH_MM = 12.0
 FADED_MM = (20.0, 50.0)
 """From the crop on, over which the map has less and less to say."""
 
+MOST_REACHES = 2.0
+"""Distances in a crop's corners are cut to that many times its reach."""
+
+CACHED = 1 << 17
+"""Voxels that are looked at together, to stay in the cache."""
+
+LOOKED = 4
+"""Steps along a line between two looks whether a further one could be of use."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -140,8 +149,8 @@ class DistanceMap:
 def distance_maps(labels: Labels, ids: Iterable[int] | None = None, reach_mm: float = REACH_MM) -> dict[int, DistanceMap]:
     """Per label its distance map, on the part of the grid within ``reach_mm`` of it (beyond the field of view too).
 
-    The surface runs along voxel faces: a voxel's distance is that to the box of the nearest voxel centre on the other side,
-    so that halfway between a labelled centre and its neighbour the distance is 0 at any spacing.
+    The surface runs along voxel faces: a voxel's distance is that to the nearest box of a voxel on the other side, so that
+    halfway between a labelled centre and its neighbour the distance is 0 at any spacing.
 
     ids: labels wanted, all by default. Made once for as long as the label map lives. Raises InputError where a label does not
     occur.
@@ -163,36 +172,52 @@ def _distance_map(labels: Labels, label: int, reach_mm: float) -> DistanceMap:
     )
     more = np.maximum(0, np.ceil(reach_mm / grid.spacing_mm).astype(int) - 1)
     margin = (int(more[0]), int(more[1]), int(more[2]))
-    return signed_distance(np.pad(body, [(n, n) for n in margin]), lattice.padded(margin))
+    most = MOST_REACHES * max(reach_mm, float(grid.spacing_mm.max()))
+    return signed_distance(np.pad(body, [(n, n) for n in margin]), lattice.padded(margin), most)
 
 
-def signed_distance(body: Bool[np.ndarray, "i j k"], grid: Grid) -> DistanceMap:
-    """The distance map of a body on a crop around it, whose outermost voxels are not in the body; see `distance_maps`."""
+def signed_distance(body: Bool[np.ndarray, "i j k"], grid: Grid, most_mm: float) -> DistanceMap:
+    """The distance map of a body on a crop around it, whose outermost voxels are not in the body; see `distance_maps`.
+
+    most_mm: the map says no more than that outside the body.
+    """
     inner = tuple(slice(max(0, box.start - 1), box.stop + 1) for box in ndimage.find_objects(body.astype(np.int8))[0])
-    values = _to_nearest(~body, grid.spacing_mm)
+    values = _to_nearest(~body, grid.spacing_mm, most_mm)
     values[inner] -= _to_nearest(body[inner], grid.spacing_mm)
     return DistanceMap(torch.from_numpy(values)[None], grid)
 
 
-def _to_nearest(mask: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
-    """From each centre in the mask to the box of the nearest voxel centre out of it, float32; 0 elsewhere.
+def _to_nearest(
+    mask: Bool[np.ndarray, "i j k"], spacing_mm: Float64[np.ndarray, "3"], most_mm: float = np.inf
+) -> Float32[np.ndarray, "i j k"]:
+    """From each centre in the mask to the nearest box of a voxel out of it, at most ``most_mm``; 0 elsewhere.
 
-    On long voxels a box may be nearer than that of the nearest centre; of face neighbours, which bound the surface, both
-    are looked at.
+    Squares add up over the axes, so that one after the other the least sum over all steps along it is taken.
     """
-    nearest = ndimage.distance_transform_edt(mask, sampling=spacing_mm, return_distances=False, return_indices=True)
-    square = np.zeros(mask.shape, dtype=np.float32)
-    for d in range(3):
-        own = np.arange(mask.shape[d], dtype=np.int32).reshape([-1 if a == d else 1 for a in range(3)])
-        steps = np.abs(nearest[d] - own).astype(np.float32)
-        square += (np.maximum(steps - np.float32(0.5), 0) * np.float32(spacing_mm[d])) ** 2
-    found = np.sqrt(square, out=square)
-    for d in range(3):
-        values, inside = np.moveaxis(found, d, 0), np.moveaxis(mask, d, 0)
-        half = np.float32(spacing_mm[d] / 2)
-        for side, other in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
-            values[side] = np.where(inside[side] & ~inside[other], np.minimum(values[side], half), values[side])
-    return found
+    most = np.float32(most_mm) ** 2
+    least = np.where(mask, most, np.float32(0))
+    for axis, spacing in enumerate(spacing_mm):
+        lines = np.moveaxis(least, axis, 0)
+        told = ndimage.find_objects((lines < most).any(0).astype(np.int8))[0]
+        lines = lines[:, *told]
+        costs = np.square(np.maximum(np.arange(len(lines)) - 0.5, 0) * spacing).astype(np.float32)
+        width = max(1, CACHED // (lines.shape[0] * lines.shape[2]))
+        for first in range(0, lines.shape[1], width):
+            lines[:, first : first + width] = _least_along(lines[:, first : first + width], costs)
+    return np.sqrt(least, out=least)
+
+
+def _least_along(lines: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """The least of the values on each line, along the first axis, and of what each step from there adds."""
+    values = np.ascontiguousarray(lines)
+    least, reached = values.copy(), np.empty_like(values)
+    for step in range(1, len(values)):
+        if step % LOOKED == 1 and costs[step] >= least.max():
+            break
+        np.add(values, costs[step], out=reached)
+        np.minimum(least[step:], reached[:-step], out=least[step:])
+        np.minimum(least[:-step], reached[step:], out=least[:-step])
+    return least
 
 
 def box_gap_mm(first: DistanceMap, second: DistanceMap, matrices: Float64[np.ndarray, "*m 4 4"]) -> Float64[np.ndarray, "*m"]:

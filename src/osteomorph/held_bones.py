@@ -88,7 +88,7 @@ def _without(bone: DistanceMap, lost: Int[Tensor, "3 n"]) -> DistanceMap:
     assert seen is not None
     anew = torch.full((1, *bone.grid.shape), torch.inf)
     if left[seen].any():
-        anew[(0, *seen)] = signed_distance(left[seen].numpy(), bone.grid.cropped(seen)).values[0]
+        anew[(0, *seen)] = signed_distance(left[seen].numpy(), bone.grid.cropped(seen), LOOKED_MM).values[0]
     values = bone.values.clone()  # what lies out of sight is further away than LOOKED_MM
     here = (0, *around)
     values[here] = torch.maximum(values[here], anew[here].clamp(max=LOOKED_MM))
