@@ -46,7 +46,7 @@ CERTIFIED = 6_000
 TOLERANCE_MM = 0.05
 """Of the bones' motion between bones, where it is interpolated; in bones and next to them it is computed."""
 
-GUESS_MM = 4.0
+GUESS_MM = 6.0
 """Spacing at which a guess is read."""
 
 GUESS_SMOOTH_MM = 8.0

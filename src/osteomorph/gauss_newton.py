@@ -6,14 +6,18 @@ voxel's slope at once.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.linalg import eigh
 from torch import Tensor
 from torch.nn.functional import avg_pool3d, pad
 
 from osteomorph.case import Case
+from osteomorph.fields import along_axes
 from osteomorph.geometry import Grid, sample
 from osteomorph.plan import NewtonLevel
 from osteomorph.resampling import coarser
@@ -25,12 +29,15 @@ from osteomorph.transforms import Displacement, Transform
 SCALE = 0.02
 """Mean squared difference of features at which a voxel has a quarter of its say (Geman and McClure's robust weight)."""
 
-PLANES = 4
+PLANES = 16
 """Of the lattice, whose features are differenced together, to stay in the cache."""
 
-SOLVED = 1e-3
+SOLVED = 3e-3
 MOST_ROUNDS = 60
 """Of conjugate gradients: the residual's share that is left, and how many there are at most."""
+
+LEAST = 1e-6
+"""Share of the largest that what is divided by is kept above."""
 
 PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
@@ -86,27 +93,33 @@ def _normal(
     """Per voxel h^2 w G G' (its `PAIRS`) and h w G d: G the features' slopes along the array axes per mm, the mean of both
     images' (Benhimane and Malis, 2004), d what differs, h how much of the field counts, w the say."""
     normal, slope = torch.zeros(6, *grid.shape), torch.zeros(3, *grid.shape)
-    count = grid.shape[0]
+    count, channels = grid.shape[0], len(here)
+    per_mm = [0.25 / float(h) for h in grid.spacing_mm]
 
     def fill(start: int) -> None:
         inner = slice(start, min(start + PLANES, count))
         low, high = max(inner.start - 1, 0), min(inner.stop + 1, count)
-        one, other = here[:, low:high], moved[:, low:high]
-        mean, own = one + other, slice(inner.start - low, inner.stop - low)
-        rises = [torch.zeros_like(mean) for _ in range(3)]
-        for axis, h in enumerate(grid.spacing_mm, 1):
-            n = mean.shape[axis]
-            if n > 2:
-                inside = rises[axis - 1].narrow(axis, 1, n - 2)
-                torch.sub(mean.narrow(axis, 2, n - 2), mean.narrow(axis, 0, n - 2), out=inside).mul_(0.25 / float(h))
-        rises = [rise[:, own] for rise in rises]
-        left = one[:, own] - other[:, own]
-        weight = seen[inner] * (SCALE / (SCALE + left.square().mean(0))).square() * held[inner]
-        for axis, rise in enumerate(rises):
-            slope[axis, inner] = (rise * left).mean(0) * weight
+        own = slice(inner.start - low, inner.stop - low)
+        products, pulls, square = normal[:, inner], slope[:, inner], torch.zeros_like(seen[inner])
+        rises = torch.zeros(3, high - low, *grid.shape[1:])  # at the grid's border there are none
+        for one, other in zip(here[:, low:high], moved[:, low:high], strict=True):
+            mean = one + other
+            for axis, n in enumerate(mean.shape):
+                if n > 2:
+                    inside = rises[axis].narrow(axis, 1, n - 2)
+                    torch.sub(mean.narrow(axis, 2, n - 2), mean.narrow(axis, 0, n - 2), out=inside)
+            left, steep = one[own] - other[own], rises[:, own]
+            square.addcmul_(left, left)
+            for pull, rise in zip(pulls, steep, strict=True):
+                pull.addcmul_(rise, left)
+            for product, (a, b) in zip(products, PAIRS, strict=True):
+                product.addcmul_(steep[a], steep[b])
+        weight = seen[inner] * (SCALE / (SCALE + square / channels)).square() * held[inner] / channels
+        for pull, h in zip(pulls, per_mm, strict=True):
+            pull.mul_(weight * h)
         weight *= held[inner]
-        for number, (a, b) in enumerate(PAIRS):
-            normal[number, inner] = (rises[a] * rises[b]).mean(0) * weight
+        for product, (a, b) in zip(products, PAIRS, strict=True):
+            product.mul_(weight * (per_mm[a] * per_mm[b]))
 
     for _ in spread(fill, range(0, count, PLANES)):
         pass
@@ -122,6 +135,7 @@ class _Problem:
         self.normal, self.slope = (_pooled(part) / voxels for part in (normal, slope))
         self.basis = basis.pooled()
         self.roughness, self.bending = Roughness.of(basis, 2), bending
+        self.nearly = _Alike.of(basis, self.normal[:3].flatten(1).sum(1), bending)
 
     def __call__(self, control: Float[Tensor, "3 a b c"]) -> Float[Tensor, "3 a b c"]:
         x, y, z = self.basis(control)
@@ -130,20 +144,52 @@ class _Problem:
         return self.basis.transposed(pulled).add_(self.roughness.stiffness(control), alpha=self.bending)
 
     def solved(self) -> Float[Tensor, "3 a b c"]:
-        """By conjugate gradients."""
+        """By conjugate gradients, preconditioned."""
         left = self.basis.transposed(self.slope)
-        control, way = torch.zeros_like(left), left.clone()
-        square = first = float(left.square().sum())
+        control, first = torch.zeros_like(left), float(left.square().sum())
+        nearly = self.nearly.solved(left)
+        way, fall = nearly.clone(), float((left * nearly).sum())
         for _ in range(MOST_ROUNDS):
-            if square <= SOLVED**2 * first:
+            if float(left.square().sum()) <= SOLVED**2 * first:
                 break
             pulled = self(way)
-            length = square / float((way * pulled).sum())
+            length = fall / float((way * pulled).sum())
             control.add_(way, alpha=length)
             left.sub_(pulled, alpha=length)
-            before, square = square, float(left.square().sum())
-            way.mul_(square / before).add_(left)
+            nearly = self.nearly.solved(left)
+            before, fall = fall, float((left * nearly).sum())
+            way.mul_(fall / before).add_(nearly)
         return control
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Alike:
+    """A problem like another one that is solved at once: its normal matrices are diagonal and the same everywhere, and the
+    splines' second derivatives as if they were differences, so that each axis has modes which do not mix.
+
+    modes: per axis, orthonormal under the splines' products. weight: what a unit of each product of modes costs.
+    """
+
+    modes: tuple[Tensor, ...]
+    weight: Float[Tensor, "3 a b c"]
+
+    @classmethod
+    def of(cls, basis: Basis, normal: Float[Tensor, "3"], bending: float) -> "_Alike":
+        """normal: the mean of the normal matrices' diagonals."""
+        modes, squares = [], []
+        for values, slopes, *_ in basis.derivatives:
+            products, rises = ((part.T @ part / len(part)).double().numpy() for part in (values, slopes))
+            square, mode = eigh(rises, products + LEAST * np.trace(products) * np.eye(len(products)))
+            modes.append(torch.as_tensor(mode, dtype=values.dtype))
+            squares.append(torch.as_tensor(square, dtype=values.dtype).clamp_(min=0))
+        x, y, z = squares
+        bends = (x[:, None, None] + y[:, None] + z).square_().mul_(bending)
+        least = LEAST * float(normal.max()) + torch.finfo(normal.dtype).tiny
+        return cls(tuple(modes), normal.clamp(min=least)[:, None, None, None] + bends)
+
+    def solved(self, pulled: Float[Tensor, "3 a b c"]) -> Float[Tensor, "3 a b c"]:
+        return along_axes(along_axes(pulled, [mode.T for mode in self.modes]).div_(self.weight), self.modes)
 
 
 def _pooled(data: Float[Tensor, "c i j k"]) -> Float[Tensor, "c i2 j2 k2"]:
