@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import GRIDS, oblique_grid
+from scipy import ndimage
 
-from osteomorph.distances import DistanceMap, box_gap_mm, distance_maps, gap_mm
+from osteomorph.distances import DistanceMap, box_gap_mm, distance_maps, gap_mm, signed_distance
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid
 from osteomorph.image import Labels
@@ -43,6 +44,26 @@ def test_distance_to_a_box_is_exact_at_centres_outside(grid):
     assert near.sum() > 300
     found = distance_maps(labels, reach_mm=9.0)[1](points)
     assert torch.allclose(found[near], expected[near], atol=1e-4)
+
+
+def to_boxes(voxels: torch.Tensor, spacing_mm: np.ndarray, index: torch.Tensor) -> torch.Tensor:
+    """Distance in mm of each of (n, 3) voxels to the nearest box of (m, 3) others, one pair after the other."""
+    apart = ((index[:, None] - voxels[None]).abs() - 0.5).clamp(min=0) * torch.as_tensor(spacing_mm)
+    return apart.square().sum(-1).amin(1).sqrt()
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (0.7, 1.1, 3.0), (2.5, 0.8, 0.8)])
+def test_distances_are_those_to_the_nearest_box_of_any_voxel(spacing_mm):
+    draw = np.random.default_rng(5)
+    body = ndimage.gaussian_filter(draw.normal(size=(20, 18, 14)), 2) > 0.08
+    body[[0, -1]] = body[:, [0, -1]] = body[..., [0, -1]] = False
+    grid = Grid(body.shape, np.diag([*spacing_mm, 1.0]))
+    found, inside = signed_distance(body, grid, 6.0).values[0], torch.as_tensor(body)
+    bone, rest = inside.nonzero(), (~inside).nonzero()
+    assert torch.allclose(found[inside].double(), -to_boxes(rest, grid.spacing_mm, bone), atol=1e-4)
+    outside = to_boxes(bone, grid.spacing_mm, rest)
+    assert outside.max() > 6
+    assert torch.allclose(found[~inside].double(), outside.clamp(max=6), atol=1e-4)
 
 
 def test_surface_lies_halfway_along_every_axis():
