@@ -111,8 +111,8 @@ def test_the_problem_is_symmetric_and_its_solution_solves_it():
     assert (problem(problem.solved()) - aim).norm() < 1.01 * SOLVED * aim.norm()
 
 
-@pytest.mark.parametrize("shape", [(44, 40, 38), (44, 40, 1), (44, 3, 2)])
-def test_a_problem_is_solved_where_half_of_it_says_nothing_and_axes_are_short(shape):
+@pytest.mark.parametrize("shape", [(44, 40, 38), (44, 40, 1)])
+def test_a_problem_is_solved_where_half_of_it_says_nothing_and_an_axis_is_a_voxel_long(shape):
     grid = cube().cropped((slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])))
     wide = [n + 4 for n in shape]
     noise = [torch.rand(12, *wide, generator=torch.Generator().manual_seed(4 + n)) for n in range(2)]
@@ -120,7 +120,7 @@ def test_a_problem_is_solved_where_half_of_it_says_nothing_and_axes_are_short(sh
     seen = torch.zeros(shape)
     seen[: shape[0] // 2] = 1
     basis = Basis.on(grid, 12.0, seen)
-    problem = _Problem(*_normal(one, other, seen, torch.ones(shape), grid), basis, 0.02)
+    problem = _Problem(*_normal(one, other, seen, torch.ones(shape), grid), basis, 5.0)
     found, aim = problem.solved(), problem.basis.transposed(problem.slope)
     assert torch.isfinite(found).all()
     assert aim.norm() > 0
