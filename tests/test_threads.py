@@ -117,15 +117,6 @@ def test_memory_is_trimmed_only_once_it_is_kept_and_much(monkeypatch, free, used
     assert asked == ["mallopt", "mallopt", "mallopt", "mallinfo2", *trimmed]
 
 
-def test_there_is_a_heap_for_every_processor_that_may_be_used(monkeypatch):
-    asked = {}
-    monkeypatch.setattr(allocation, "_from_libc", lambda name: lambda which, value: asked.update({which: value}) or 1)
-    monkeypatch.setattr(allocation, "_kept", False)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2, 5}, raising=False)
-    allocation.keep_freed_memory()
-    assert asked[allocation.ARENA_MAX] == 3
-
-
 @pytest.mark.skipif(allocation._from_libc("mallinfo2") is None, reason="not glibc 2.33 or later")
 def test_freed_memory_is_told_in_bytes():
     blocks = [ctypes.create_string_buffer(50_000) for _ in range(400)]

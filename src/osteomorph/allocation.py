@@ -1,7 +1,6 @@
 """How this process gets memory from the system and gives it back. Nothing here imports torch: it is set before."""
 
 import ctypes
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -38,18 +37,13 @@ class _Usage(ctypes.Structure):
 
 def keep_freed_memory() -> None:
     """From now on freed memory is used again rather than given back, large blocks too: the page faults of large blocks took a
-    quarter of a registration's processor time. There are as many heaps as processors: one for all threads hands blocks from one
-    processor's cache to the other's, which took a twentieth. Does nothing where the C library is not glibc."""
+    quarter of a registration's processor time. Threads share one heap, since what they free on heaps of their own goes back all
+    the same. Does nothing where the C library is not glibc."""
     global _kept
     mallopt = _from_libc("mallopt")
     if mallopt is not None:
-        settings = ((MMAP_THRESHOLD, LARGEST_BYTES), (TRIM_THRESHOLD, KEPT_BYTES), (ARENA_MAX, _processors()))
+        settings = ((MMAP_THRESHOLD, LARGEST_BYTES), (TRIM_THRESHOLD, KEPT_BYTES), (ARENA_MAX, 1))
         _kept = all([bool(mallopt(which, value)) for which, value in settings])
-
-
-def _processors() -> int:
-    """That this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def give_back_freed_memory() -> None:
