@@ -114,7 +114,11 @@ def test_distance_is_far_beyond_reach_and_right_within(joint):
     points = torch.stack([below, head - torch.tensor([0.0, 90.0, 0.0]), head], 1)
     got = atlas.bone(33, points, 12.0)
     assert got.dtype == torch.float64
-    assert float(got[0]) == pytest.approx(want, abs=1.0)
+    bone, spacing = atlas.bones[33], torch.as_tensor(ct.grid.spacing_mm)
+    apart = bone.grid.index(below[:, None]) - bone.inside.nonzero().T
+    to_boxes = float(((apart.abs() - 0.5).clamp(min=0) * spacing[:, None]).norm(dim=0).min())
+    assert float(got[0]) == pytest.approx(to_boxes, abs=0.2)  # the map is linear between centres
+    assert float(got[0]) == pytest.approx(want, abs=0.5 * float(spacing.norm()))  # boxes stand out of the ball
     assert float(got[1]) == FAR_MM
     assert float(got[2]) < -5
     assert float(atlas.bone(33, points, 1.0)[0]) in (FAR_MM, float(got[0]))
