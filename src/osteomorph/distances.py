@@ -152,8 +152,8 @@ def distance_maps(labels: Labels, ids: Iterable[int] | None = None, reach_mm: fl
     The surface runs along voxel faces: a voxel's distance is that to the nearest box of a voxel on the other side, so that
     halfway between a labelled centre and its neighbour the distance is 0 at any spacing.
 
-    ids: labels wanted, all by default. Made once for as long as the label map lives. Raises InputError where a label does not
-    occur.
+    ids: labels wanted, all by default. reach_mm: in the crop's corners no more than `MOST_REACHES` times that is said. Made
+    once for as long as the label map lives. Raises InputError where a label does not occur.
     """
     wanted = list(labels.ids() if ids is None else ids)
     missing = sorted(set(wanted) - set(labels.ids()))
