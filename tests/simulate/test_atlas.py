@@ -119,6 +119,10 @@ def test_distance_is_far_beyond_reach_and_right_within(joint):
     to_boxes = float(((apart.abs() - 0.5).clamp(min=0) * spacing[:, None]).norm(dim=0).min())
     assert float(got[0]) == pytest.approx(to_boxes, abs=0.2)  # the map is linear between centres
     assert float(got[0]) == pytest.approx(want, abs=0.5 * float(spacing.norm()))  # boxes stand out of the ball
+    draw = torch.Generator().manual_seed(1)
+    ways = (below - head) / (below - head).norm() + 0.3 * torch.randn(200, 3, generator=draw).double()
+    around = head[:, None] + (RADIUS + want) * (ways / ways.norm(dim=1, keepdim=True)).T
+    assert float(atlas.bone(33, around, 12.0).mean()) == pytest.approx(want, abs=1.0)
     assert float(got[1]) == FAR_MM
     assert float(got[2]) < -5
     assert float(atlas.bone(33, points, 1.0)[0]) in (FAR_MM, float(got[0]))
