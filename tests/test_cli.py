@@ -174,6 +174,7 @@ def test_options_reach_the_registration(pair, tmp_path, monkeypatch):
     monkeypatch.setattr(registration, "register", record)
     (tmp_path / "names.json").write_text('{"22": "L3"}')
     options = ["--no-refine", "--initial", "centres", "--bones", "both", "--device", "cpu", "--threads", "1", "--seed", "9"]
+    options += ["--network", "own.safetensors"]
     masks = ["--fixed-mask", "a.nii.gz", "--moving-mask", "b.nii.gz", "--moving-labels", "c.nii.gz"]
     run("register", *sides(pair, tmp_path / "out"), *options, *masks, "--bone-labels", tmp_path / "names.json", code=2)
     assert given["fixed"] == pair / "fixed.nii.gz"
@@ -181,6 +182,7 @@ def test_options_reach_the_registration(pair, tmp_path, monkeypatch):
     assert (given["refine"], given["initial"], given["bones"], given["device"]) == (False, "centres", "both", "cpu")
     assert (given["threads"], given["seed"], given["plan"]) == (1, 9, str(pair / "quick.toml"))
     assert [given[k].name for k in ("fixed_mask", "moving_mask", "moving_labels")] == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    assert given["network"].name == "own.safetensors"
     assert given["fixed_labels"] is None
     assert given["bone_labels"] == {22: "L3"}
     run("register", *sides(pair, tmp_path / "out"), "--bone-labels", "22, 23", code=2)

@@ -2,16 +2,19 @@
 
 import json
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from test_exact_bones import MOTIONS, PLAN, scene  # noqa: F401
 
-from osteomorph import registration, unlabelled
+from osteomorph import found_bones, registration, start_bones, unlabelled
+from osteomorph.bone_network import BoneNetwork, save_bone_network
 from osteomorph.case import Case
 from osteomorph.found_bones import FoundBones
 from osteomorph.image import Image, Labels
+from osteomorph.initialise import Start
 from osteomorph.plan import DiscretePlan, PreparePlan, RefinePlan
 from osteomorph.prepare import canonical_grid, prepare
 from osteomorph.recipes import default, not_optimised, one_shot
@@ -229,6 +232,32 @@ def test_labels_that_are_given_win_and_none_is_none(unlabelled_pair, monkeypatch
     soft = register(case.fixed, case.moving, plan=quick, bones="none")
     assert (soft.exact, soft.found_in, soft.rigid_labels) == (None, None, ())
     assert asked == []
+
+
+def test_a_network_of_ones_own_finds_bones_features_and_starts(unlabelled_pair, monkeypatch, tmp_path):
+    case, labels, *_ = unlabelled_pair
+    own, asked = tmp_path / "own.safetensors", {"bones": set(), "features": set(), "start": set()}
+    digest = save_bone_network(own, BoneNetwork((8, 8, 8)), {})
+    find, features = detector(0.9, [labels]), found_bones.features_of
+
+    def bones(who, image, network=None):
+        asked[who].add(network.widths)
+        return find(image)
+
+    def described(image, network=None):
+        asked["features"].add(network.widths)
+        return features(image, network)
+
+    monkeypatch.setattr(unlabelled, "find_bones", partial(bones, "bones"))
+    monkeypatch.setattr(start_bones, "find_bones", partial(bones, "start"))
+    monkeypatch.setattr(found_bones, "features_of", described)
+    weak = Start(Rigid.identity(), "images", 0.0, ("A doubt.",))
+    monkeypatch.setattr(start_bones, "initialise", lambda *_: weak)
+    result = register(case.fixed, case.moving, plan=not_optimised(default()), network=own)
+    assert asked == {"bones": {(8, 8, 8)}, "features": {(8, 8, 8)}, "start": {(8, 8, 8)}}
+    assert result.exact is not None
+    result.write(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["inputs"]["network"] == digest
 
 
 def test_without_a_bone_the_result_is_soft_and_flagged(unlabelled_pair, monkeypatch):

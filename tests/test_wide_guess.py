@@ -53,7 +53,7 @@ def test_features_are_made_of_either_body_in_its_own_frame(monkeypatch):
     """Much air in both images, whose frames have nothing in common."""
     seen: list[Image] = []
 
-    def described(image: Image) -> Image:
+    def described(image: Image, network: None = None) -> Image:
         seen.append(image)
         return image
 

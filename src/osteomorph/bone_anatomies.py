@@ -18,6 +18,7 @@ from osteomorph.simulate.atlas import Atlas, atlas_from_ct, voxelised
 from osteomorph.simulate.naming import BONE_LABELS, VERTEBRAE, names_for
 from osteomorph.simulate.subjects import procedural
 from osteomorph.simulate.trunk import Trunk
+from osteomorph.training_folder import write_tensors
 
 SPACING_MM = 1.6
 """Of drawn anatomies, once they are voxels."""
@@ -152,7 +153,5 @@ def kept(path: Path, make: Callable[[], Patient]) -> Patient:
         return read
     path.parent.mkdir(parents=True, exist_ok=True)
     made = make()
-    part = path.with_suffix(".part")
-    torch.save(made, part)
-    part.replace(path)
+    write_tensors(path, made)
     return made

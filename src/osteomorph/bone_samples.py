@@ -20,6 +20,7 @@ from osteomorph.bone_network import SPACING_MM, unit_intensities
 from osteomorph.geometry import Grid, sample
 from osteomorph.simulate.dataset import SimulatedPairs
 from osteomorph.simulate.scanner import blur
+from osteomorph.training_folder import write_tensors
 
 PAIR_VOXELS = 80
 PATCH_VOXELS = 48
@@ -136,9 +137,7 @@ class Pairs:
             return _unpacked(torch.load(path, weights_only=False))
         self.folder.mkdir(parents=True, exist_ok=True)
         packed = _packed(self._made(number))
-        part = path.with_suffix(".part")
-        torch.save(packed, part)
-        part.replace(path)
+        write_tensors(path, packed)
         return _unpacked(packed)  # as it will be read back
 
     def _made(self, number: int) -> StoredPair:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from osteomorph.bone_network import BoneNetwork
 from osteomorph.case import Case, Side
 from osteomorph.certificate import Certificate, certify
 from osteomorph.descent import Progress
@@ -121,10 +122,18 @@ def _anywhere(label: int, wanted: list[Side], present: Mapping[str, set[int]]) -
     return any(label in present[side] for side in wanted)
 
 
-def dense_guess(case: Case, prepared: Case, start: Rigid, plan: Plan, seed: int, progress: Progress | None) -> Transform:
+def dense_guess(
+    case: Case,
+    prepared: Case,
+    start: Rigid,
+    plan: Plan,
+    seed: int,
+    progress: Progress | None,
+    network: BoneNetwork | None = None,
+) -> Transform:
     """A smooth field that knows no bones, fixed mm -> moving mm: a wide search, then, where the plan has levels for it, an
     optimisation from images at ``plan.guess_mm``."""
-    wide = wide_field(case, prepared, start, plan.discrete, progress) if plan.discrete.levels else None
+    wide = wide_field(case, prepared, start, plan.discrete, progress, network) if plan.discrete.levels else None
     if wide is not None and not plan.guess.levels:
         return start.after(wide)
     fixed, moving = (coarser(image, plan.guess_mm) for image in (prepared.fixed, prepared.moving))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from osteomorph.bone_network import BoneNetwork, load_bone_network
 from osteomorph.carried import on_fixed_grid
 from osteomorph.case import Case
 from osteomorph.clock import Clock
@@ -38,6 +39,7 @@ from osteomorph.start_bones import LOST, elsewhere, images_or_bones
 from osteomorph.stored_fields import stored_grid
 from osteomorph.threads import beside, other_half, sharing
 from osteomorph.threads import threads as limited
+from osteomorph.training_folder import sha256
 from osteomorph.transforms import Displacement, Rigid, Transform, Velocity
 from osteomorph.unlabelled import done, held_case, looked_ahead
 
@@ -54,6 +56,7 @@ def register(
     bones: Bones = "auto",
     plan: str | Path | Plan | None = None,
     weights: str | Path | None = None,
+    network: str | Path | None = None,
     initial: str | Path | Transform | None = None,
     refine: bool | None = None,
     device: str = "auto",
@@ -71,6 +74,7 @@ def register(
     bones: which label map says where bone is; "none" holds nothing rigid and looks for no bone.
     plan: a recipe's name, a TOML or JSON file, or a Plan; ``"default"``, or the weights' own, by default.
     weights: of a trained network, whose field is the warp; images are prepared as in its training.
+    network: weights that `osteomorph.train_bones` wrote; finds bones and features in the place of the shipped network.
     refine: whether the transform is optimised on these images; by default where there are no weights. Without it, in a plan
         of exact bones, a search on the shipped network's features, two linear steps per bone and three of soft tissue decide,
         in one shot; with weights their network's field does.
@@ -93,16 +97,19 @@ def register(
             chosen, notes = _affordable(chosen, case.fixed.grid)
             if learned is not None:
                 hashes["weights"] = learned.sha256
+            finder = None
+            if network is not None:
+                finder, hashes["network"] = load_bone_network(Path(network))[0], sha256(Path(network))
             given, where = _as_transform(initial), chosen_device(device)
             unlabelled = case.fixed_labels is None and case.moving_labels is None
         found_in = None
         case, ids = with_bones(case, bone_labels, bones)
         look = unlabelled and chosen.bones == "exact" and bones == "auto" and bone_labels is None
-        ahead = looked_ahead(case) if look else None
+        ahead = looked_ahead(case, finder) if look else None
         with clock("prepare"):
             prepared = prepare(only_bones(case, ids), chosen.prepare)
         with clock("rigid start"), limited(None if ahead is None else other_half()):
-            start, told = _start(case, prepared, chosen, initial, given, look)
+            start, told = _start(case, prepared, chosen, initial, given, look, finder)
             notes += told
         there = prepared.moving.grid.moved(start.rigid.inverse().matrix)
         if overlap_mm3(prepared.fixed.grid, there) == 0:
@@ -113,13 +120,14 @@ def register(
         at_once = torch.get_num_threads() > 1
         if chosen.bones == "exact":
             prepared = cropped_moving(prepared, start.rigid)
-            hold = partial(held_case, case, prepared, start.rigid, ahead, at_once)
+            hold = partial(held_case, case, prepared, start.rigid, ahead, at_once, finder)
             finding = beside(hold) if look and at_once else None
             if ids.rigid and at_once:
                 outlines = beside(partial(measured_outlines, case, prepared, ids.rigid, bones))
             if ids.rigid or look or not chosen.refine.levels:
                 with clock("guess"), sharing(partial(done, finding, outlines)):
-                    dense = dense_guess(case, prepared, start.rigid, chosen, chosen.seed, clock.told("guess"))
+                    told_guess = clock.told("guess")
+                    dense = dense_guess(case, prepared, start.rigid, chosen, chosen.seed, told_guess, finder)
         if look:
             with clock("find bones"):
                 bones_held = hold() if finding is None else finding.result()
@@ -132,15 +140,15 @@ def register(
                         chosen = chosen.model_copy(update={"soft": chosen.soft.model_copy(update={"around": "margin"})})
         look_again = None
         if look and start.method == "images":
-            look_again = partial(elsewhere, case, whole, chosen.initialise, chosen.seed, start.rigid)
+            look_again = partial(elsewhere, case, whole, chosen.initialise, chosen.seed, start.rigid, finder)
         if dense is not None and ids.rigid:
             given_all = (case, prepared, start.rigid, dense, chosen, ids.rigid, bones, clock)
             try:
                 found = exact_path(*given_all, outlined=outlined, outlines=outlines, elsewhere=look_again)
             except LostError as lost:
                 again = register(
-                    fixed, moving, fixed_mask=fixed_mask, moving_mask=moving_mask, plan=asked, initial=lost.start.rigid,
-                    device=device, progress=progress,
+                    fixed, moving, fixed_mask=fixed_mask, moving_mask=moving_mask, plan=asked, network=network,
+                    initial=lost.start.rigid, device=device, progress=progress,
                 )  # fmt: skip
                 return replace(again, start=lost.start, notes=(LOST, *again.notes))
             if found is not None:
@@ -200,7 +208,13 @@ def _affordable(plan: Plan, fixed: Grid) -> tuple[Plan, tuple[str, ...]]:
 
 
 def _start(
-    case: Case, prepared: Case, plan: Plan, initial: object, given: Rigid | None, look: bool
+    case: Case,
+    prepared: Case,
+    plan: Plan,
+    initial: object,
+    given: Rigid | None,
+    look: bool,
+    finder: BoneNetwork | None,
 ) -> tuple[Start, tuple[str, ...]]:
     """The rigid start, and a note where it is on bones. look: whether these may be looked for."""
     if given is not None:
@@ -209,7 +223,7 @@ def _start(
     if initial == "none":
         settings = settings.model_copy(update={"method": "none"})
     if look and settings.method != "none":
-        return images_or_bones(case, prepared, settings, plan.seed, centres)
+        return images_or_bones(case, prepared, settings, plan.seed, centres, finder)
     return initialise(prepared, settings, plan.seed, centres), ()
 
 

@@ -35,7 +35,7 @@ LARGEST_MM = 20.0
 
 
 def images_or_bones(
-    case: Case, prepared: Case, plan: InitialisePlan, seed: int, from_centres: bool
+    case: Case, prepared: Case, plan: InitialisePlan, seed: int, from_centres: bool, network: BoneNetwork | None = None
 ) -> tuple[Start, tuple[str, ...]]:
     """`initialise`; where images alone give no start, or one that needs a second look, the start on bones, and a note why.
 
@@ -45,13 +45,13 @@ def images_or_bones(
         start = initialise(prepared, plan, seed, from_centres)
     except StartError as error:
         try:
-            return start_on_bones(case, prepared, plan, seed), (NOTE + str(error),)
+            return start_on_bones(case, prepared, plan, seed, network), (NOTE + str(error),)
         except StartError:
             raise error from None
     if start.method != "images" or not start.warnings:
         return start, ()
     try:
-        return start_on_bones(case, prepared, plan, seed), (NOTE + " ".join(start.warnings),)
+        return start_on_bones(case, prepared, plan, seed, network), (NOTE + " ".join(start.warnings),)
     except StartError:
         return start, ()
 
@@ -60,10 +60,12 @@ NOTE = "The rigid start is on bones that are named in both images. On the images
 LOST = NOTE + "no bone was found from there."
 
 
-def elsewhere(case: Case, prepared: Case, plan: InitialisePlan, seed: int, first: Rigid) -> Start | None:
+def elsewhere(
+    case: Case, prepared: Case, plan: InitialisePlan, seed: int, first: Rigid, network: BoneNetwork | None = None
+) -> Start | None:
     """The start on bones where there is one that takes the fixed image more than `SAME_MM` away from where a first one does."""
     try:
-        start = start_on_bones(case, prepared, plan, seed)
+        start = start_on_bones(case, prepared, plan, seed, network)
     except StartError:
         return None
     points = prepared.fixed.grid.strided(8).points(torch.float64).flatten(1)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
 from typing import Any, final
 
@@ -30,7 +30,7 @@ from osteomorph.bone_samples import PATCH_VOXELS, Pairs, StoredPair, patches_of
 from osteomorph.errors import InputError
 from osteomorph.network import has_bf16
 from osteomorph.threads import threads
-from osteomorph.training_folder import write_whole
+from osteomorph.training_folder import write_tensors, write_whole
 
 
 @final
@@ -202,9 +202,7 @@ def run(
         training.log.append(row)
         print(" ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
         began, sums = time.process_time(), []
-        buffer = BytesIO()
-        torch.save(training.saved(), buffer)
-        write_whole(checkpoint, buffer.getvalue())
+        write_tensors(checkpoint, training.saved())
         write_whole(folder / "log.csv", _table(training.log))
         _write(out, training, len(seen), real, origin)
     return out

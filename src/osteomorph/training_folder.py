@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any, final
 
@@ -29,6 +30,13 @@ def write_whole(path: Path, content: bytes) -> None:
         raise InputError(f"{path} cannot be written ({error.strerror}). Check the space left and the permissions.") from None
     finally:
         hidden.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, kept: Any) -> None:
+    """What torch saves, likewise whole; several processes may write one file."""
+    buffer = BytesIO()
+    torch.save(kept, buffer)
+    write_whole(path, buffer.getvalue())
 
 
 def sha256(path: Path) -> str:
@@ -100,11 +108,7 @@ class TrainingFolder:
         return state
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        from io import BytesIO
-
-        buffer = BytesIO()
-        torch.save(dict(state), buffer)
-        write_whole(self.path / CHECKPOINT, buffer.getvalue())
+        write_tensors(self.path / CHECKPOINT, dict(state))
 
     def save_log(self, rows: list[dict[str, float]]) -> None:
         """One row an epoch; an epoch without validation leaves its cells empty."""

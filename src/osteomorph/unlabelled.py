@@ -138,12 +138,19 @@ def bones_found(case: Case, start: Rigid, network: BoneNetwork | None = None, ah
     return max(both, key=_volume_mm3)
 
 
-def held_case(case: Case, prepared: Case, start: Rigid, ahead: Ahead | None = None, at_once: bool = True) -> Held:
+def held_case(
+    case: Case,
+    prepared: Case,
+    start: Rigid,
+    ahead: Ahead | None = None,
+    at_once: bool = True,
+    network: BoneNetwork | None = None,
+) -> Held:
     """`bones_found`, and what follows from them for a case and what was prepared from it.
 
     at_once: whether their outlines are measured before anyone asks, beside what comes next.
     """
-    found = bones_found(case, start, ahead=ahead)
+    found = bones_found(case, start, network, ahead)
     ids = in_view(found, case, start)
     if not ids:
         return Held(found, ids, case, prepared, case)

@@ -1,8 +1,11 @@
 """From a rigid start to a smooth field that may be far from it: the discrete search, MIND-SSC described anew at every level."""
 
+from functools import partial
+
 import numpy as np
 
 from osteomorph.body_part import about, body_corners_mm
+from osteomorph.bone_network import BoneNetwork
 from osteomorph.case import Case
 from osteomorph.descent import Progress
 from osteomorph.discrete import discrete_step, followed, rigid_part
@@ -19,26 +22,33 @@ DESCRIBED = 3
 """Voxels that a description looks around itself: dilation and radius of MIND-SSC."""
 
 
-def wide_field(case: Case, prepared: Case, start: Rigid, plan: DiscretePlan, progress: Progress | None = None) -> Displacement:
+def wide_field(
+    case: Case,
+    prepared: Case,
+    start: Rigid,
+    plan: DiscretePlan,
+    progress: Progress | None = None,
+    network: BoneNetwork | None = None,
+) -> Displacement:
     """u in mm, fixed mm -> fixed mm: x + u(x), then the start, leads to what the fixed image shows at x.
 
     case: as given, for the network, which wants the intensities of the files. prepared: from it, about [0, 1].
-    plan: at least one level. Reaches the sum of the levels' reaches. Air has no say, nor has what either mask leaves out; far
-    from the body there are no nodes.
+    plan: at least one level. network: of the features, the shipped one by default. Reaches the sum of the levels' reaches. Air
+    has no say, nor has what either mask leaves out; far from the body there are no nodes.
     """
     body = body_corners_mm(prepared.fixed, prepared.fixed_mask)
     weight = foreground(prepared.fixed) if prepared.fixed_mask is None else prepared.fixed_mask
     there = prepared.moving.grid.moved(start.inverse().matrix)
     learned = any(level.features == "network" for level in plan.levels)
     shown = body_corners_mm(prepared.moving)
-    network = _network_features(about(case.fixed, body), about(case.moving, shown), start) if learned else None
+    features = _network_features(about(case.fixed, body), about(case.moving, shown), start, network) if learned else None
     found: Displacement | None = None
     here: dict[float, Image] = {}
     for n, level in enumerate(plan.levels):
         if progress is not None:
             progress("guess", n, len(plan.levels))
-        if level.features == "network" and network is not None:
-            found = discrete_step(*network, level, plan, weight, _known(prepared, there), found)
+        if level.features == "network" and features is not None:
+            found = discrete_step(*features, level, plan, weight, _known(prepared, there), found)
         else:
             if level.spacing_mm not in here:
                 here[level.spacing_mm] = _mind(about(coarser(prepared.fixed, level.spacing_mm), body))
@@ -79,11 +89,11 @@ def _mind(image: Image) -> Image:
     return image.with_data(mind_ssc(image.data[:1], by_voxel=False))
 
 
-def _network_features(fixed: Image, moving: Image, start: Rigid) -> tuple[Image, Image]:
+def _network_features(fixed: Image, moving: Image, start: Rigid, network: BoneNetwork | None) -> tuple[Image, Image]:
     """Of both images, the moving one's under its start. They do not turn with it, but were trained to match when turned."""
     from osteomorph.found_bones import features_of
 
-    here, there = spread(features_of, (fixed, moving))
+    here, there = spread(partial(features_of, network=network), (fixed, moving))
     return here, Image(there.data, there.grid.moved(start.inverse().matrix))
 
 

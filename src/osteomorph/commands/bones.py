@@ -14,23 +14,25 @@ MARKER = "labels.json"
 def bones(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A CT or an MR.", show_default=False, readable=False)],
     output: options.Output,
+    network: options.Network = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Find the bones of a CT or an MR: bones.nii.gz on the image's grid, one number each, and their names in labels.json.
 
     Look at them, correct them, and give both to register, as --moving-labels (or --fixed-labels) and --bone-labels.
     """
-    options.check_output(output, overwrite, [image], marker=MARKER)
+    options.check_output(output, overwrite, [image, network], marker=MARKER)
 
     import numpy as np
 
     from osteomorph import io
+    from osteomorph.bone_network import load_bone_network
     from osteomorph.errors import InputError
     from osteomorph.found_bones import find_bones
     from osteomorph.unlabelled import LEAST_CONFIDENCE
 
     given = io.read_image(image)
-    found = find_bones(given)
+    found = find_bones(given, None if network is None else load_bone_network(network)[0])
     sure = found.sure(LEAST_CONFIDENCE)
     ids = sure.ids()
     if not ids:

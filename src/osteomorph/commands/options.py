@@ -21,6 +21,9 @@ FixedLabels = Annotated[Path | None, _file("--fixed-labels", text="Label map on 
 MovingLabels = Annotated[Path | None, _file("--moving-labels", text="Label map on the moving image's grid.")]
 FixedMask = Annotated[Path | None, _file("--fixed-mask", text="Weights from 0 to 1 for the similarity, fixed side.")]
 MovingMask = Annotated[Path | None, _file("--moving-mask", text="Weights from 0 to 1 for the similarity, moving side.")]
+Network = Annotated[
+    Path | None, _file("--network", text="Finds bones in place of the one in the box: what a training of yours wrote.")
+]
 JsonLog = Annotated[Path | None, _file("--json-log", text="Progress as JSON lines into this file.")]
 Transform = Annotated[Path, _file("-t", "--transform", text="transform.h5 of a registration, or its folder.")]
 Results = Annotated[Path, _file("-o", "--output", text="Folder; results keep their names.")]

@@ -50,6 +50,7 @@ def register(
             show_default=False,
         ),
     ] = None,
+    network: options.Network = None,
     refine: Annotated[
         bool | None,
         typer.Option(
@@ -76,7 +77,8 @@ def register(
 
     Exit codes: 0 done, 2 bad input or usage (nothing written), 3 done but the quality check warns (written all the same).
     """
-    options.check_output(output, overwrite, [fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask], json_log)
+    read = [fixed, moving, fixed_labels, moving_labels, fixed_mask, moving_mask, network]
+    options.check_output(output, overwrite, read, json_log)
     ids = options.bone_labels(bone_labels)
 
     from osteomorph import registration
@@ -95,6 +97,7 @@ def register(
             bones=bones.value,
             plan=plan,
             weights=weights,
+            network=network,
             initial=initial,
             refine=refine,
             device=device.value,
