@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from osteomorph import train_bones, train_kinds
+from osteomorph import bone_samples, train_bones, train_kinds
 from osteomorph.bone_anatomies import REAL, Patient
 from osteomorph.bone_losses import losses
 from osteomorph.bone_network import (
@@ -176,15 +176,14 @@ def someone(name: str, scanned: bool) -> Patient:
 def folder(tmp_path, monkeypatch):
     """Of a training that was given its patients and pairs: one drawn and one real, on whom pairs fall in turn."""
     people = [someone("lumbar000", False), someone("ct-lumbopelvic", True)]
-    monkeypatch.setattr(train_bones, "patients", lambda _f, _s, data, _r: people if data else people[:1])
+    monkeypatch.setattr(bone_samples, "patients", lambda _f, _s, data, *_: people if data else people[:1])
     (tmp_path / "shared" / "pairs").mkdir(parents=True)
     for n in range(8):
         torch.save(_packed(stored(n)), tmp_path / "shared" / "pairs" / f"pair{n:05d}.pt")
     return tmp_path
 
 
-def test_the_head_that_tells_kinds_is_fitted_last_and_alone(folder, monkeypatch) -> None:
-    monkeypatch.setattr(train_kinds, "patients", train_bones.patients)
+def test_the_head_that_tells_kinds_is_fitted_last_and_alone(folder) -> None:
     weights, out = folder / "rest.safetensors", folder / "whole.safetensors"
     save_bone_network(weights, BoneNetwork(SMALL), {"step": 3})
     digest = train_kinds.run(weights, out, folder / "shared", folder, ("ct-lumbopelvic",), 8, 0)

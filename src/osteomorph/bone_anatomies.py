@@ -1,10 +1,11 @@
 """The patients that the shipped network is trained on: drawn ones, and real CTs with bone labels."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
@@ -12,13 +13,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from osteomorph import io
+from osteomorph.descent import Progress
 from osteomorph.geometry import sample
 from osteomorph.simulate.anatomy import TISSUES, Anatomy, View
 from osteomorph.simulate.atlas import Atlas, atlas_from_ct, voxelised
 from osteomorph.simulate.naming import BONE_LABELS, VERTEBRAE, names_for
 from osteomorph.simulate.subjects import procedural
 from osteomorph.simulate.trunk import Trunk
-from osteomorph.training_folder import write_tensors
+from osteomorph.training_folder import sha256, write_tensors
 
 SPACING_MM = 1.6
 """Of drawn anatomies, once they are voxels."""
@@ -60,6 +62,19 @@ REAL: Mapping[str, RealCt] = {
     ),
     "ct-lumbar-crop": RealCt("ct-lumbar-crop/ct.nii.gz", "ct-lumbar-crop/seg-vert.nii.gz", "Apache-2.0 (TPTBox sample)"),
 }
+
+
+@final
+class OwnCt(NamedTuple):
+    """A user's CT and the label map of its bones, on its grid."""
+
+    ct: Path
+    labels: Path
+
+    @property
+    def name(self) -> str:
+        """By what the files hold, so that what is kept of one is never taken for another."""
+        return f"ct-{hashlib.sha256((sha256(self.ct) + sha256(self.labels)).encode()).hexdigest()[:12]}"
 
 
 @final
@@ -134,16 +149,39 @@ def real_patient(name: str, folder: Path) -> Patient:
     return Patient.of(name, atlas, real.certain_below_mm, real.unsure)
 
 
-def patients(folder: Path, seed: int, data: Path | None, names: tuple[str, ...]) -> list[Patient]:
-    """All that a training draws from; each is made once and kept in ``folder``."""
-    wanted = [(view, number) for view, count in DRAWN.items() for number in range(count)]
-    out = []
-    for view, number in wanted:
-        other = 100 * list(DRAWN).index(view) + number  # patients of two views are not the same
-        out.append(kept(folder / f"{view}{number:03d}.pt", partial(drawn_patient, view, seed, other)))
-    if data is not None:
-        out += [kept(folder / f"{name}.pt", partial(real_patient, name, data)) for name in names]
-    return out
+def own_patient(own: OwnCt) -> Patient:
+    """What looks like bone there and has no label is not learned from. Raises InputError: see `atlas_from_ct`."""
+    ct = io.read_image(own.ct)
+    labels = io.read_labels(own.labels, ct.grid)
+    return Patient.of(own.name, atlas_from_ct(ct, labels, names_for(own.labels) or None))
+
+
+def patients(
+    folder: Path,
+    seed: int,
+    data: Path | None,
+    names: tuple[str, ...],
+    own: Sequence[OwnCt] = (),
+    drawn: Mapping[str, int] = DRAWN,
+    progress: Progress | None = None,
+) -> list[Patient]:
+    """All that a training draws from; each is made once and kept in ``folder``.
+
+    own: a user's CTs, read first because they may be refused. drawn: patients by field of view.
+    """
+    given = {one.name: partial(own_patient, one) for one in own}
+    simulated = {}
+    for view, count in drawn.items():
+        for number in range(count):
+            other = 100 * list(DRAWN).index(view) + number  # patients of two views are not the same
+            simulated[f"{view}{number:03d}"] = partial(drawn_patient, view, seed, other)
+    public = {} if data is None else {name: partial(real_patient, name, data) for name in names}
+    made: dict[str, Patient] = {}
+    for name, make in (given | simulated | public).items():
+        if progress is not None:
+            progress("patients", len(made), len(given | simulated | public))
+        made[name] = kept(folder / f"{name}.pt", make)
+    return [made[name] for name in (*simulated, *public, *given)]
 
 
 def kept(path: Path, make: Callable[[], Patient]) -> Patient:
@@ -151,7 +189,7 @@ def kept(path: Path, make: Callable[[], Patient]) -> Patient:
     if path.is_file():
         read: Patient = torch.load(path, weights_only=False)
         return read
-    path.parent.mkdir(parents=True, exist_ok=True)
     made = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, made)
     return made

@@ -3,6 +3,7 @@
 Nothing random is stored: pair n follows from the seed and n, a patch from the seed and the step.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,9 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn.functional import avg_pool3d, interpolate
 
-from osteomorph.bone_anatomies import Patient
+from osteomorph.bone_anatomies import DRAWN, REAL, OwnCt, Patient, patients
 from osteomorph.bone_network import SPACING_MM, unit_intensities
+from osteomorph.descent import Progress
 from osteomorph.geometry import Grid, sample
 from osteomorph.simulate.dataset import SimulatedPairs
 from osteomorph.simulate.scanner import blur
@@ -146,7 +148,7 @@ class Pairs:
         if (name, focused) not in self._simulated:
             atlas = [patient.focused if focused else patient.atlas]
             self._simulated[name, focused] = SimulatedPairs(
-                atlas, self.shape, SPACING_MM, offset_deg=0, offset_mm=0, scaled=False, seed=self.seed
+                atlas, self.shape, SPACING_MM, offset_deg=0.0, offset_mm=0.0, scaled=False, seed=self.seed
             )
         drawn = self._simulated[name, focused].pair(number)
         grid, scan = drawn.grid, patient.atlas.scan
@@ -168,6 +170,27 @@ class Pairs:
             images, labels, drawn.displacement, drawn.body, grid,
             ({k: back[k][:3, :3] @ c + back[k][:3, 3] for k, c in centres.items()}, centres),
         )  # fmt: skip
+
+
+def pairs_of(
+    shared: Path,
+    seed: int,
+    data: Path | None,
+    real: Sequence[str],
+    own: Sequence[OwnCt] = (),
+    drawn: Mapping[str, int] = DRAWN,
+    progress: Progress | None = None,
+) -> Pairs:
+    """Of all that a training draws from, in a folder of patients and pairs.
+
+    data: folder of the real CTs, real: which of these; pair n is the same whichever are left out. own: a user's, whose pairs
+    are others and lie apart. drawn: patients by field of view.
+    """
+    seen = patients(shared / "patients", seed, data, tuple(real), own, drawn, progress)
+    public = () if own and data is None else tuple(REAL)
+    places = [p.name for p in seen if p.name not in REAL] + list(public)
+    apart = hashlib.sha256("".join(places).encode()).hexdigest()[:12]
+    return Pairs(seen, shared / (f"pairs-{apart}" if own else "pairs"), seed, places=places)
 
 
 def _packed(pair: StoredPair) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from osteomorph.commands.report import report
 from osteomorph.commands.simulate import simulate
 from osteomorph.commands.study import study
 from osteomorph.commands.train import train
+from osteomorph.commands.train_bones import train_bones
 from osteomorph.commands.view import view
 from osteomorph.process import settle
 from osteomorph.stopping import watch
@@ -30,7 +31,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for command in (register, apply, bones, prepare, info, simulate, train, evaluate, study, report, view, demo, doctor):
+for command in (
+    register,
+    apply,
+    bones,
+    prepare,
+    info,
+    simulate,
+    train,
+    train_bones,
+    evaluate,
+    study,
+    report,
+    view,
+    demo,
+    doctor,
+):
     app.command()(command)
 
 

@@ -23,10 +23,11 @@ import numpy as np
 import torch
 
 from osteomorph import __version__
-from osteomorph.bone_anatomies import DRAWN, REAL, Patient, drawn_patient, kept, patients
+from osteomorph.bone_anatomies import DRAWN, REAL, OwnCt, Patient, drawn_patient, kept
 from osteomorph.bone_losses import losses
 from osteomorph.bone_network import SHIPPED, WIDTHS, BoneNetwork, load_bone_network, save_bone_network
-from osteomorph.bone_samples import PATCH_VOXELS, Pairs, StoredPair, patches_of
+from osteomorph.bone_samples import PATCH_VOXELS, Pairs, StoredPair, pairs_of, patches_of
+from osteomorph.descent import Progress
 from osteomorph.errors import InputError
 from osteomorph.network import has_bf16
 from osteomorph.threads import threads
@@ -41,7 +42,7 @@ class Settings:
     real_share: of the steps, are of a real CT where there is one. porous: of the CTs, have thin trabecular bone. balanced: see
     `losses`. begun_from: SHA-256 of the weights it began with. remembered: steps that the weights are averaged over, about.
     every: steps of a row of the log. bf16: whether layers compute in bfloat16. patch: voxels along each side of the patches.
-    empty: share of the steps that see nothing but noise.
+    empty: share of the steps that see nothing but noise. own: names of a user's CTs.
     """
 
     steps: int = 2800
@@ -61,6 +62,7 @@ class Settings:
     balanced: bool = True
     empty: float = 0.0
     begun_from: str | None = None
+    own: tuple[str, ...] = ()
 
     def pair(self, step: int, drawn: Sequence[int], real: Sequence[int]) -> int:
         """Which of the numbers a step takes."""
@@ -173,26 +175,33 @@ def run(
     begin: Path | None = None,
     shared: Path | None = None,
     checked: int = 8,
+    own: Sequence[OwnCt] = (),
+    drawn: Mapping[str, int] = DRAWN,
+    progress: Progress | None = None,
 ) -> Path:
-    """Trains, or goes on. Returns the weights' path. begin, shared: as ``--from`` and ``--shared``."""
+    """Trains, or goes on. Returns the weights' path. begin, shared: as ``--from`` and ``--shared``. own: a user's CTs.
+
+    drawn: patients by field of view. progress: told of instead of printing the log's rows.
+    """
     network, origin = (None, None) if begin is None else load_bone_network(begin)
     if begin is not None:
         settings = replace(settings, begun_from=hashlib.sha256(begin.read_bytes()).hexdigest())
+    settings = replace(settings, own=tuple(one.name for one in own))
     training = Training(settings, network)
-    folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.is_file():
         training.restore(torch.load(checkpoint, map_location="cpu", weights_only=False))
     common = shared or folder
-    seen = patients(common / "patients", settings.seed, data, tuple(real))
-    places = [p.name for p in seen if p.atlas.scan is None] + list(REAL)
-    pairs = Pairs(seen, common / "pairs", settings.seed, places=places)
-    drawn, scanned = pairs.numbers(settings.pool)
+    pairs = pairs_of(common, settings.seed, data, real, own, drawn, progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    simulated, scanned = pairs.numbers(settings.pool)
     held = Pairs(_held_out(common, settings.seed) if checked else (), common / "held", settings.seed + 1)
     began, sums = time.process_time(), []
     out = folder / SHIPPED
     while training.step < settings.steps:
-        sums.append(training.advance(pairs[settings.pair(training.step, drawn, scanned)]))
+        if progress is not None:
+            progress("train", training.step, settings.steps)
+        sums.append(training.advance(pairs[settings.pair(training.step, simulated, scanned)]))
         if training.step % settings.every and training.step < settings.steps:
             continue
         means = {name: float(np.mean([row[name] for row in sums])) for name in sums[0]}
@@ -200,11 +209,12 @@ def run(
         if checked:
             row |= validate(training.average, held, checked, settings.bf16)
         training.log.append(row)
-        print(" ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+        if progress is None:
+            print(" ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
         began, sums = time.process_time(), []
         write_tensors(checkpoint, training.saved())
         write_whole(folder / "log.csv", _table(training.log))
-        _write(out, training, len(seen), real, origin)
+        _write(out, training, len(pairs.patients), drawn, real, origin)
     return out
 
 
@@ -219,13 +229,20 @@ def _held_out(folder: Path, seed: int) -> list[Patient]:
     return [kept(folder / "held" / f"{v}{n}.pt", partial(drawn_patient, v, seed + 1, n)) for v, n in HELD_OUT]
 
 
-def _write(path: Path, training: Training, seen: int, real: Sequence[str], origin: Mapping[str, Any] | None) -> None:
+def _write(
+    path: Path,
+    training: Training,
+    seen: int,
+    drawn: Mapping[str, int],
+    real: Sequence[str],
+    origin: Mapping[str, Any] | None,
+) -> None:
     settings = training.settings
     about = {
         "version": __version__,
         "step": training.step,
         "settings": asdict(settings),
-        "drawn": dict(DRAWN),
+        "drawn": dict(drawn),
         "patients": seen,
         "real": {name: REAL[name].licence for name in real},
         "last": training.log[-1],

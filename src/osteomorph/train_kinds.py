@@ -6,7 +6,7 @@ CT, and the head that tells a bone's kind is fitted to it as a multinomial logis
 
 import argparse
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, final
 
@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from osteomorph import __version__
-from osteomorph.bone_anatomies import DRAWN, REAL, patients
+from osteomorph.bone_anatomies import DRAWN, REAL, OwnCt
 from osteomorph.bone_kinds import described
 from osteomorph.bone_network import KINDS, SPACING_MM, BoneNetwork, load_bone_network, save_bone_network
-from osteomorph.bone_samples import Pairs, StoredPair
+from osteomorph.bone_samples import StoredPair, pairs_of
+from osteomorph.descent import Progress
 from osteomorph.errors import InputError
 from osteomorph.network import has_bf16
 from osteomorph.simulate.naming import BONE_LABELS
@@ -99,33 +100,47 @@ def right(head: tuple[Tensor, Tensor], rows: Sequence[Seen], sure: float = 0.9) 
     )
 
 
-def run(weights: Path, out: Path, shared: Path, data: Path | None, real: Sequence[str], pool: int, seed: int) -> str:
+def run(
+    weights: Path,
+    out: Path,
+    shared: Path,
+    data: Path | None,
+    real: Sequence[str],
+    pool: int,
+    seed: int,
+    own: Sequence[OwnCt] = (),
+    drawn: Mapping[str, int] = DRAWN,
+    progress: Progress | None = None,
+) -> str:
     """Writes the network with its head. Returns the file's SHA-256. shared: folder of patients and pairs of `train_bones`."""
     network, about = load_bone_network(weights)
-    seen = patients(shared / "patients", seed, data, tuple(real))
-    drawn = [p.name for p in seen if p.atlas.scan is None]
-    pairs = Pairs(seen, shared / "pairs", seed, places=drawn + list(REAL))
+    pairs = pairs_of(shared, seed, data, real, own, drawn, progress)
+    simulated = [name for name, patient in pairs.patients.items() if patient.atlas.scan is None]
     rows: list[Seen] = []
     drawn_ones, scanned = pairs.numbers(pool)
     for count, number in enumerate(sorted(drawn_ones + scanned)):
         rows += bones_of(network, pairs.whose(number), pairs[number])
-        if count % 100 == 99:
+        if progress is not None:
+            progress("kinds", count, pool)
+        elif count % 100 == 99:
             print(f"{count + 1} pairs, {len(rows)} bones", flush=True)
     if not rows:
         raise InputError("No pair shows a bone. Give a larger --pool.")
-    held = set(drawn[::HELD])
+    held = set(simulated[::HELD])
     some = [row for row in rows if row.patient not in held]
     parted = fitted(torch.stack([row.values for row in some]), torch.tensor([row.kind for row in some]))
     told = {}
     for name, ct in (("CT", True), ("MR", False)):
         told[name] = right(parted, [row for row in rows if row.patient in held and row.ct == ct])
-        print(f"{len(held)} patients held out, {name}: {told[name]}", flush=True)
+        if progress is None:
+            print(f"{len(held)} patients held out, {name}: {told[name]}", flush=True)
     weight, bias = fitted(torch.stack([row.values for row in rows]), torch.tensor([row.kind for row in rows]))
     with torch.no_grad():
         network.kind_head.weight.copy_(weight)
         network.kind_head.bias.copy_(bias)
     kinds = {
-        "version": __version__, "pool": pool, "seed": seed, "drawn": dict(DRAWN), "real": list(real), "held_out": told,
+        "version": __version__, "pool": pool, "seed": seed, "drawn": dict(drawn), "real": list(real),
+        "own": [one.name for one in own], "held_out": told,
         "rest": {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest(), "about": about},
     }  # fmt: skip
     return save_bone_network(out, network, kinds)
