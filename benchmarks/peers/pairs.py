@@ -4,10 +4,10 @@
                                      [--size 96,160,160]
 
 Sets (all by default): lumbar-elastic and lumbar-harmonic (drawn patients), and where OSTEOMORPH_TEST_DATA is set
-ct-lumbopelvic-elastic, ct-lumbopelvic-harmonic and ct-lumbar-crop-elastic (CT and anatomy real). Pair i of a set depends on the
-seed and i alone, is written as `osteomorph simulate` does, into DIR/SET/pairNNN, and is kept where it is there already. Neither
-soft-tissue generator is the method's own flow. Voxels of the MR are cubes of --spacing mm on axes tilted by up to 5 degrees; a
-real CT keeps its voxels.
+ct-lumbopelvic-elastic, ct-lumbopelvic-harmonic, ct-abdomen-pelvis-elastic and ct-lumbar-crop-elastic (CT and anatomy real).
+Pair i of a set depends on the seed and i alone, is written as `osteomorph simulate` does, into DIR/SET/pairNNN, and is kept where
+it is there already. Neither soft-tissue generator is the method's own flow. Voxels of the MR are cubes of --spacing mm on axes
+tilted by up to 5 degrees; a real CT keeps its voxels.
 """
 
 import argparse
@@ -28,6 +28,7 @@ DRAWN = {"lumbar-elastic": ("lumbar", "elastic"), "lumbar-harmonic": ("lumbar", 
 REAL = {
     "ct-lumbopelvic-elastic": ("ct-lumbopelvic", "labels.nii.gz", "spine", "elastic"),
     "ct-lumbopelvic-harmonic": ("ct-lumbopelvic", "labels.nii.gz", "spine", "harmonic"),
+    "ct-abdomen-pelvis-elastic": ("ct-abdomen-pelvis-3mm", "labels.nii.gz", "spine", "elastic"),
     "ct-lumbar-crop-elastic": ("ct-lumbar-crop", "seg-vert.nii.gz", "whole", "elastic"),
 }
 """Set -> folder of a CT, its label file, view and soft tissue."""

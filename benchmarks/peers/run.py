@@ -1,6 +1,7 @@
 """Peers, this package and references side by side on the same pairs.
 
     python benchmarks/peers/run.py --pairs DIR --envs DIR --out results.csv [METHOD ...] [--only 'lumbar-*/*'] [--labels exact]
+        [--network FILE]
 
 DIR of pairs is one that pairs.py or `osteomorph simulate` wrote (pairs aligned already: nothing is given a start); that of
 environments is what environments.py made. Every method runs in a process of its own, on --threads threads, and costs what that
@@ -63,7 +64,8 @@ def row(pair: Path, name: str, method: Method, known: Known, work: Path, options
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"), count)
     try:
         line = command(method, pair, folder, options.envs, LABELS[options.labels])
-        spent: Spent = measured(line, folder / "log.txt", os.environ | threads, options.limit)
+        network = {} if options.network is None else {"OSTEOMORPH_NETWORK": str(options.network.absolute())}
+        spent: Spent = measured(line, folder / "log.txt", os.environ | threads | network, options.limit)
         if spent.code != 0:
             raise RuntimeError(f"exit code {spent.code}, see {folder / 'log.txt'}")
         found, meta = measured_row(folder, known)
@@ -92,6 +94,7 @@ def main() -> int:
     parser.add_argument("--labels", choices=tuple(LABELS), default="exact", help="moving labels: exact, or as segmented")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which a method is stopped")
+    parser.add_argument("--network", type=Path, help="a bone network for this package, in place of the one in its box")
     parser.add_argument("--keep", action="store_true", help="keep the fields")
     options = parser.parse_args()
     unknown = sorted(set(options.methods) - set(METHODS))

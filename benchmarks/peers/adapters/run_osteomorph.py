@@ -1,5 +1,6 @@
-"""This package: the whole command, from files to the output folder."""
+"""This package: the whole command, from files to the output folder. OSTEOMORPH_NETWORK: see `run.py`."""
 
+import os
 import subprocess
 import sys
 
@@ -11,6 +12,8 @@ def main():
     settings = ["--plan", run.variant, "--initial", "none", "--threads", str(run.threads)]
     if run.labels is not None:
         settings += ["--moving-labels", str(run.labels), "--bones", "moving"]
+    if network := os.environ.get("OSTEOMORPH_NETWORK"):
+        settings += ["--network", network]
     command = [sys.executable, "-m", "osteomorph", "register", "-f", run.fixed, "-m", run.moving, *settings]
     with run:
         code = subprocess.run([*command, "-o", str(run.out / "result"), "--overwrite"]).returncode
