@@ -5,7 +5,7 @@
 
 Sets (all by default): lumbar-elastic and lumbar-harmonic (drawn patients), and where OSTEOMORPH_TEST_DATA is set
 ct-lumbopelvic-elastic, ct-lumbopelvic-harmonic, ct-abdomen-pelvis-elastic and ct-lumbar-crop-elastic (CT and anatomy real).
-Pair i of a set depends on the seed and i alone, is written as `osteomorph simulate` does, into DIR/SET/pairNNN, and kept where it
+Pair i of a set depends on the seed and i alone, is written as `osteomorph simulate` does, into DIR/SET/pairNNN, kept where it
 is there already. Neither soft-tissue generator is the method's own flow. Voxels of the MR are cubes of --spacing mm on axes
 tilted by up to 5 degrees; a real CT keeps its voxels.
 """
