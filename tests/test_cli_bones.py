@@ -11,9 +11,11 @@ from osteomorph import found_bones, io
 from osteomorph.bone_network import BoneNetwork, save_bone_network
 from osteomorph.cli import app
 from osteomorph.commands.options import bone_labels
+from osteomorph.errors import InputError
 from osteomorph.found_bones import FoundBones
 from osteomorph.geometry import Grid
 from osteomorph.image import Image, Labels
+from osteomorph.network import load_network
 from osteomorph.shipped import weights_file
 
 
@@ -63,6 +65,8 @@ def test_a_network_of_ones_own_is_asked(image, tmp_path, monkeypatch) -> None:
     run(image, "-o", tmp_path / "found", "--network", own, code=2)
     assert asked == [(4, 8)]
     assert "holds no bone network" in run(image, "-o", tmp_path / "found", "--network", thesis, code=2).output
+    with pytest.raises(InputError, match="Give it to --network"):
+        load_network(own)
     assert "does not exist" in run(image, "-o", tmp_path / "found", "--network", tmp_path / "no.safetensors", code=2).output
 
 

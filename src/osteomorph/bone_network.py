@@ -280,7 +280,7 @@ def load_bone_network(path: Path, sha256: str | None = None) -> tuple[BoneNetwor
 
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path} does not exist. Give weights that `python -m osteomorph.train_bones` wrote, or none.")
+        raise InputError(f"{path} does not exist. Give the bones.safetensors that osteomorph train-bones wrote, or none.")
     if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise InputError(f"{path} is not the file that was shipped: its SHA-256 differs. Install the package again.")
     try:
@@ -288,7 +288,7 @@ def load_bone_network(path: Path, sha256: str | None = None) -> tuple[BoneNetwor
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         if header.get("format") != FORMAT:
-            raise InputError(f"{path} holds no bone network. Give weights that `python -m osteomorph.train_bones` wrote.")
+            raise InputError(f"{path} holds no bone network. Give the bones.safetensors that osteomorph train-bones wrote.")
         plan, about = json.loads(header["network"]), json.loads(header["about"])
         network = BoneNetwork(tuple(plan["widths"]), plan["features"])
         network.load_state_dict(tensors)

@@ -16,6 +16,7 @@ from torch.nn.functional import pad, relu
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
+from osteomorph.bone_network import FORMAT as BONES
 from osteomorph.case import Case
 from osteomorph.errors import InputError
 from osteomorph.geometry import Grid
@@ -269,6 +270,8 @@ def load_network(path: Path, device: torch.device | str = "cpu") -> tuple[UNet, 
         with safe_open(path, "pt", device="cpu") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header.get("format") == BONES:
+            raise InputError(f"{path} holds a network that finds bones. Give it to --network.")
         if header.get("format") != FORMAT:
             raise InputError(f"{path} holds no network of osteomorph. Give weights.safetensors of osteomorph train.")
         plan, about = Plan.model_validate_json(header["plan"]), json.loads(header["about"])

@@ -74,7 +74,7 @@ def register(
     bones: which label map says where bone is; "none" holds nothing rigid and looks for no bone.
     plan: a recipe's name, a TOML or JSON file, or a Plan; ``"default"``, or the weights' own, by default.
     weights: of a trained network, whose field is the warp; images are prepared as in its training.
-    network: weights that `osteomorph.train_bones` wrote; finds bones and features in the place of the shipped network.
+    network: weights that `tune_bones` or `train_bones` wrote; finds bones and features in the place of the shipped network.
     refine: whether the transform is optimised on these images; by default where there are no weights. Without it, in a plan
         of exact bones, a search on the shipped network's features, two linear steps per bone and three of soft tissue decide,
         in one shot; with weights their network's field does.
