@@ -39,20 +39,27 @@ def off_mm(rigid: Rigid, motion: np.ndarray, pair) -> float:
     return float(np.median(out))
 
 
-def test_images_in_frames_of_their_own_are_registered_by_their_bones(pair) -> None:
+@pytest.mark.parametrize("labelled", [False, True], ids=["no labels", "the moving image's"])
+def test_images_in_frames_of_their_own_are_registered_by_their_bones(labelled, pair) -> None:
     moving, motion = taken_away(pair.case.moving)
-    result = register(pair.case.fixed, moving, refine=False, threads=1)
+    labels = replace(pair.case.moving_labels, grid=moving.grid) if labelled else None
+    result = register(pair.case.fixed, moving, moving_labels=labels, refine=False, threads=1)
+    assert (result.found_in is None) == labelled
     assert result.start.method == "bones"
     assert off_mm(result.start.rigid, motion, pair) < 5.0
     assert "do not overlap" in next(note for note in result.notes if note.startswith("The rigid start is on bones"))
 
 
-def test_a_start_from_which_no_bone_is_found_is_given_up_for_one_on_bones(pair, monkeypatch) -> None:
+@pytest.mark.parametrize("side", [None, "fixed", "moving"], ids=str)
+@pytest.mark.parametrize("shift_mm", [(0.0, -70.0, 60.0), (0.0, 0.0, 110.0)], ids=["elsewhere", "hardly any bone in view"])
+def test_a_start_from_which_no_bone_is_found_is_given_up_for_one_on_bones(shift_mm, side, pair, monkeypatch) -> None:
     wrong = np.eye(4)
-    wrong[:3, 3] = (0.0, -70.0, 60.0)
+    wrong[:3, 3] = shift_mm
+    labels = {} if side is None else {f"{side}_labels": getattr(pair.case, f"{side}_labels")}
     monkeypatch.setattr(start_bones, "initialise", lambda *_: Start(Rigid(wrong), "images", 0.3))
-    result = register(pair.case.fixed, pair.case.moving, refine=False, threads=1)
+    result = register(pair.case.fixed, pair.case.moving, **labels, refine=False, threads=1)
     assert result.start.method == "bones"
+    assert (result.found_in is None) == (side is not None)
     assert off_mm(result.start.rigid, np.eye(4), pair) < 5.0
     assert LOST in result.notes
 

@@ -101,11 +101,11 @@ def exact_path(
     with clock("poses"):
         if found is None:
             first = first_poses(dense, start, prepared, sides, plan.guess_mm)
-            if not first:
-                return None
-            found = refined_poses(prepared, first, plan, sides, clock.told("poses"))
+            found = refined_poses(prepared, first, plan, sides, clock.told("poses")) if first else {}
             if elsewhere is not None and not any(bone.determined for bone in found.values()) and (other := elsewhere()):
                 raise LostError(other)
+            if not found:
+                return None
     spacing = plan.prepare.spacing_mm
     with clock("bones"):
         if outlines is not None:

@@ -101,15 +101,16 @@ def register(
             if network is not None:
                 finder, hashes["network"] = load_bone_network(Path(network))[0], sha256(Path(network))
             given, where = _as_transform(initial), chosen_device(device)
-            unlabelled = case.fixed_labels is None and case.moving_labels is None
+            without = [labels is None for labels in (case.fixed_labels, case.moving_labels)]
         found_in = None
         case, ids = with_bones(case, bone_labels, bones)
-        look = unlabelled and chosen.bones == "exact" and bones == "auto" and bone_labels is None
+        look = all(without) and chosen.bones == "exact" and bones == "auto" and bone_labels is None
+        seek = any(without) and chosen.bones == "exact" and bones != "none"  # a start, where images alone do not give it
         ahead = looked_ahead(case, finder) if look else None
         with clock("prepare"):
             prepared = prepare(only_bones(case, ids), chosen.prepare)
         with clock("rigid start"), limited(None if ahead is None else other_half()):
-            start, told = _start(case, prepared, chosen, initial, given, look, finder)
+            start, told = _start(case, prepared, chosen, initial, given, seek, finder)
             notes += told
         there = prepared.moving.grid.moved(start.rigid.inverse().matrix)
         if overlap_mm3(prepared.fixed.grid, there) == 0:
@@ -139,7 +140,7 @@ def register(
                     if not found_in.in_ct(case):
                         chosen = chosen.model_copy(update={"soft": chosen.soft.model_copy(update={"around": "margin"})})
         look_again = None
-        if look and start.method == "images":
+        if seek and start.method == "images":
             look_again = partial(elsewhere, case, whole, chosen.initialise, chosen.seed, start.rigid, finder)
         if dense is not None and ids.rigid:
             given_all = (case, prepared, start.rigid, dense, chosen, ids.rigid, bones, clock)
@@ -147,7 +148,8 @@ def register(
                 found = exact_path(*given_all, outlined=outlined, outlines=outlines, elsewhere=look_again)
             except LostError as lost:
                 again = register(
-                    fixed, moving, fixed_mask=fixed_mask, moving_mask=moving_mask, plan=asked, network=network,
+                    fixed, moving, fixed_labels=fixed_labels, moving_labels=moving_labels, fixed_mask=fixed_mask,
+                    moving_mask=moving_mask, bone_labels=bone_labels, bones=bones, plan=asked, network=network,
                     initial=lost.start.rigid, device=device, progress=progress,
                 )  # fmt: skip
                 return replace(again, start=lost.start, notes=(LOST, *again.notes))
@@ -213,16 +215,16 @@ def _start(
     plan: Plan,
     initial: object,
     given: Rigid | None,
-    look: bool,
+    seek: bool,
     finder: BoneNetwork | None,
 ) -> tuple[Start, tuple[str, ...]]:
-    """The rigid start, and a note where it is on bones. look: whether these may be looked for."""
+    """The rigid start, and a note where it is on bones. seek: whether these may be looked for."""
     if given is not None:
         return Start(given, "given", 0.0, ()), ()
     settings, centres = plan.initialise, initial == "centres"
     if initial == "none":
         settings = settings.model_copy(update={"method": "none"})
-    if look and settings.method != "none":
+    if seek and settings.method != "none":
         return images_or_bones(case, prepared, settings, plan.seed, centres, finder)
     return initialise(prepared, settings, plan.seed, centres), ()
 
