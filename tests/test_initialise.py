@@ -392,8 +392,11 @@ def test_masks_weigh_the_images(lower):
     case = replace(below, moving=below.moving.with_data(torch.where(half, below.moving.data, above.moving.data)))
     case = replace(case, fixed_mask=Image((half == lower).float(), BOX))
     fine = IMAGES.model_copy(update={"spacings_mm": (8.0, 4.0)})
-    found = [initialise(case, fine, seed=seed).rigid for seed in (0, 1, 2)]  # one in four ends 3 mm off
-    assert np.median([error(rigid, poses[0 if lower else 1], 20.0)[0] for rigid in found]) < 2.0
+    own, other = poses if lower else poses[::-1]
+    for seed in (0, 1, 2):  # some end 3 mm off, in a second maximum; which do depends on how the machine rounds
+        rigid = initialise(case, fine, seed=seed).rigid
+        assert error(rigid, own, 20.0)[0] < 4.0
+        assert error(rigid, other, 20.0)[0] > 15.0
 
 
 def test_same_seed_same_bytes():
@@ -432,6 +435,19 @@ def test_none_takes_the_headers_at_their_word():
     apart = two_contrasts(Rigid.identity(), grid_about((400, 0, 0), 150.0, (4.0, 4.0, 4.0)))
     with pytest.raises(StartError, match="do not overlap"):
         initialise(apart, plan)
+
+
+def test_a_coils_gain_does_not_move_the_start(pair):
+    """The MR fades to a tenth from the back to the front, as near a surface coil. Without `evened` it ends 20 mm off."""
+    prepared = prepare(replace(pair.case, fixed_labels=None, moving_labels=None), PreparePlan(spacing_mm=3.0))
+    labels = pair.case.fixed_labels
+    points = labels.grid.world((labels.data[0] > 0).nonzero().T.double())[:, ::5]
+    front = prepared.fixed.grid.points()[1]
+    for rate in (0.0, 0.01, 0.015):
+        faded = prepared.fixed.with_data(prepared.fixed.data * torch.exp(-rate * (front - front.min())))
+        start = initialise(replace(prepared, fixed=faded), InitialisePlan(method="images", spacings_mm=(8.0, 4.0)))
+        assert float((start.rigid(points) - pair.truth(points)).norm(dim=0).mean()) < 5.0
+        assert not start.warnings
 
 
 def test_equalised_images_forget_the_scale_of_intensities():
