@@ -1,7 +1,7 @@
 """A rigid start on images alone: mutual information over six degrees of freedom, coarse to fine, from several poses."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 
 import numpy as np
@@ -67,13 +67,33 @@ Poses = Float[Tensor, "b 4 4"]
 
 
 def start_on_images(case: Case, plan: InitialisePlan, seed: int, from_centres: bool) -> Found:
-    """Rigid, method, mutual information in nats, warnings. Raises StartError when the start cannot be trusted."""
+    """Rigid, method, mutual information in nats, warnings. Raises StartError when the start cannot be trusted.
+
+    A start that fails or is warned of is looked for once more on `evened` images, and taken where nothing is to be said of it.
+    Not at once: evened, a long CT is found on a short MR from less far away.
+    """
     if not from_centres and overlap_mm3(case.fixed.grid, case.moving.grid) == 0:
         raise StartError(
             "The fields of view do not overlap: the images are in different frames. Give labels of both images, or begin at "
             "their centres (--initial centres), or give a transform (--initial TRANSFORM)."
         )
-    return _search(_pairs(case, plan.spacings_mm, plan.bins), seed, from_centres)
+
+    def search(even: bool) -> Found:
+        return _search(_pairs(case, plan.spacings_mm, plan.bins, even), seed, from_centres)
+
+    first: Found | StartError
+    try:
+        first = search(even=False)
+    except StartError as error:
+        first = error
+    if isinstance(first, StartError) or first[-1]:
+        with suppress(StartError):
+            second = search(even=True)
+            if not second[-1]:
+                return second
+    if isinstance(first, StartError):
+        raise first
+    return first
 
 
 def climbed(case: Case, plan: InitialisePlan, start: Rigid, seed: int) -> tuple[Rigid, float, float]:
@@ -113,10 +133,10 @@ def _search(pairs: list[Pair], seed: int, from_centres: bool) -> Found:
     return Rigid.nearest(poses[0].double().numpy()), "images", score, tuple(warnings)
 
 
-def _pairs(case: Case, spacings_mm: Sequence[float], bins: int) -> list[Pair]:
+def _pairs(case: Case, spacings_mm: Sequence[float], bins: int, even: bool = False) -> list[Pair]:
     """Both sides at each resolution, and as many bins as their voxels allow, at most ``bins``."""
     given = ((case.fixed, case.fixed_mask), (case.moving, case.moving_mask))
-    wanted = [(*side, spacing_mm) for spacing_mm in spacings_mm for side in given]
+    wanted = [(*side, spacing_mm, even) for spacing_mm in spacings_mm for side in given]
     sides = list(spread(lambda side: _side(*side), reversed(wanted)))[::-1]  # the finest take longest
     pairs = []
     for fixed, moving in zip(sides[::2], sides[1::2], strict=True):
@@ -126,7 +146,7 @@ def _pairs(case: Case, spacings_mm: Sequence[float], bins: int) -> list[Pair]:
     return pairs
 
 
-def _side(image: Image, mask: Image | None, spacing_mm: float) -> tuple[Image, Image, Image]:
+def _side(image: Image, mask: Image | None, spacing_mm: float, even: bool) -> tuple[Image, Image, Image]:
     """An image, its body and its weight at one resolution, never finer than it is."""
     coarse = coarser(image, spacing_mm)
     coarse, grid = coarse.with_data(coarse.data[:1].clamp(0, 1)), coarse.grid
@@ -134,14 +154,14 @@ def _side(image: Image, mask: Image | None, spacing_mm: float) -> tuple[Image, I
     if mask is not None:
         weight = resample(mask, Rigid.identity(), grid, outside=0.0)
     body = foreground(coarse, margin_mm=0.0)
-    return equalised(evened(coarse, body), body), body, weight
+    return equalised(evened(coarse, body) if even else coarse, body), body, weight
 
 
 def evened(image: Image, body: Image) -> Image:
     """An image in [0, 1] over its geometric mean within `EVEN_MM`, in the body: a coil's gain goes with it.
 
     Near a surface coil one tissue is several times as bright as far from it. Mutual information then rates where in the coil a
-    voxel lies, and poses slid by vertebrae: by 30 and 90 mm, where they end 1.4 mm off now.
+    voxel lies, and poses slide by vertebrae.
     """
     data = image.data[0]
     seen = ((body.data[0] > 0.5) & (data > DARK)).numpy().astype(np.float32)
