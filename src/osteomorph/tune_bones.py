@@ -56,8 +56,8 @@ def tune(
     if not own:
         raise InputError("There is no CT to learn from. Give at least one, with labels of its bones.")
     first = FOLDER / SHIPPED if begin is None else begin
-    settings, common, out = settings_of(steps, seed), shared or folder / "shared", folder / SHIPPED
-    parts = folder / "training"
+    settings, out, parts = settings_of(steps, seed), folder / SHIPPED, folder / "training"
+    common = (shared or folder / "shared") / f"seed{seed}"  # patients and pairs are another seed's others
     rest = train_bones.run(parts, settings, None, (), first, common, own=own, drawn=DRAWN, progress=progress)
     digest = hashlib.sha256(rest.read_bytes()).hexdigest()
     if out.is_file() and load_bone_network(out)[1].get("rest", {}).get("sha256") == digest:
