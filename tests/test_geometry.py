@@ -143,7 +143,8 @@ def test_batch_is_each_alone():
     grid = oblique_grid()
     data, points = torch.rand(3, 2, *grid.shape), torch.rand(3, 3, 50) * 20
     both = sample(data, grid, points)
-    assert all(torch.equal(both[b], sample(data[b], grid, points[b])) for b in range(3))
+    for b in range(3):  # to rounding: products of many matrices at once are not those of one on every processor
+        torch.testing.assert_close(both[b], sample(data[b], grid, points[b]), rtol=0, atol=1e-5)
 
 
 def test_overlap_is_the_shared_volume():
