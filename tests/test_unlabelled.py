@@ -251,9 +251,10 @@ def test_a_network_of_ones_own_finds_bones_features_and_starts(unlabelled_pair, 
     monkeypatch.setattr(unlabelled, "find_bones", partial(bones, "bones"))
     monkeypatch.setattr(start_bones, "find_bones", partial(bones, "start"))
     monkeypatch.setattr(found_bones, "features_of", described)
+    monkeypatch.setattr(unlabelled, "MUCH_LARGER", 4.0)  # so that the CT is looked at ahead of the start
     weak = Start(Rigid.identity(), "images", 0.0, ("A doubt.",))
     monkeypatch.setattr(start_bones, "initialise", lambda *_: weak)
-    result = register(case.fixed, case.moving, plan=not_optimised(default()), network=own)
+    result = register(case.fixed, case.moving, plan=not_optimised(default()), network=own, threads=2)
     assert asked == {"bones": {(8, 8, 8)}, "features": {(8, 8, 8)}, "start": {(8, 8, 8)}}
     assert result.exact is not None
     result.write(tmp_path / "out")
