@@ -1,4 +1,4 @@
-"""MRs with the voxels that clinics have: slices of 3 to 5 mm, and CTs of 1 to 3 mm, each in its own scanner's frame; no labels.
+"""MRs with the voxels that clinics have: slices of 4 mm and more, and CTs of 1 or 3 mm, each in a frame of its own; no labels.
 
     python benchmarks/clinical.py [PROTOCOL ...] [--modes one-shot default] [--patients 2] [--seed 930] [--labels]
 

@@ -11,6 +11,7 @@ import torch
 from conftest import oblique_grid
 from scipy.spatial.transform import Rotation
 
+from osteomorph import start_images
 from osteomorph.case import Case
 from osteomorph.errors import InputError, StartError
 from osteomorph.geometry import Grid
@@ -448,6 +449,35 @@ def test_a_coils_gain_does_not_move_the_start(pair):
         start = initialise(replace(prepared, fixed=faded), InitialisePlan(method="images", spacings_mm=(8.0, 4.0)))
         assert float((start.rigid(points) - pair.truth(points)).norm(dim=0).mean()) < 5.0
         assert not start.warnings
+
+
+def test_even_images_have_the_last_word_only_where_nothing_is_to_be_said_of_them(monkeypatch):
+    case, asked = two_contrasts(Rigid.identity()), []
+    sure, weak, lost = (Rigid.identity(), "images", 0.3, ()), (Rigid.identity(), "images", 0.1, ("Weak.",)), StartError("Lost.")
+    other = (pose((1, 0, 0), (1, 0, 0)), "images", 0.3, ())
+
+    def start(*answers):
+        asked.clear()
+        given = iter(answers)
+
+        def search(*_):
+            asked.append(next(given))
+            if asked[-1] is lost:
+                raise lost
+            return asked[-1]
+
+        monkeypatch.setattr(start_images, "_search", search)
+        return start_images.start_on_images(case, COARSE, 0, False)
+
+    assert start(sure, other) is sure
+    assert len(asked) == 1
+    assert start(weak, other) is other
+    assert start(weak, (*other[:3], ("Weak, too.",))) is weak
+    assert start(weak, lost) is weak
+    assert start(lost, other) is other
+    for second in (weak, lost):
+        with pytest.raises(StartError, match=r"Lost\."):
+            start(lost, second)
 
 
 def test_equalised_images_forget_the_scale_of_intensities():

@@ -62,6 +62,12 @@ def test_a_ct_is_learned_from_where_its_bones_have_labels(own) -> None:
     assert patient.doubtful(points).tolist() == [True, False]
 
 
+def test_other_names_make_another_ct(own) -> None:
+    before = own.name
+    (own.labels.parent / "bones.json").write_text('{"1": "L5", "2": "rib_left_1"}')
+    assert own.name != before
+
+
 def test_a_training_stops_goes_on_and_says_what_it_saw(own, begin, tmp_path) -> None:
     heard: list[tuple[str, int, int]] = []
 
@@ -79,7 +85,7 @@ def test_a_training_stops_goes_on_and_says_what_it_saw(own, begin, tmp_path) -> 
     assert [done for stage, done, _ in heard if stage == "train"] == [2]
     network, about = load_bone_network(path)
     rest = about["rest"]["about"]
-    assert (about["own"], rest["settings"]["own"], rest["drawn"], rest["real"]) == ([own.name], [own.name], {"knee": 1}, {})
+    assert (about["own"], rest["settings"]["own_cts"], rest["drawn"], rest["real"]) == ([own.name], [own.name], {"knee": 1}, {})
     assert rest["begun_from"]["about"] == {"of": "a test"}
     before = load_bone_network(begin)[0].state_dict()
     assert all(not torch.equal(before[name], value) for name, value in network.state_dict().items() if value.ndim > 1)
@@ -92,7 +98,7 @@ def test_a_training_stops_goes_on_and_says_what_it_saw(own, begin, tmp_path) -> 
 
     (tmp_path / "bones.json").write_text(json.dumps({"1": "L5"}))
     io.write_image(own.labels, io.read_labels(own.labels).only([1]))
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="another own_cts"):
         tune_bones.tune(tmp_path / "out", [own], begin, 3)
     assert path.read_bytes() == whole
 

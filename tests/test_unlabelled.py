@@ -12,6 +12,7 @@ from test_exact_bones import MOTIONS, PLAN, scene  # noqa: F401
 from osteomorph import found_bones, registration, start_bones, unlabelled
 from osteomorph.bone_network import BoneNetwork, save_bone_network
 from osteomorph.case import Case
+from osteomorph.errors import InputError
 from osteomorph.found_bones import FoundBones
 from osteomorph.image import Image, Labels
 from osteomorph.initialise import Start
@@ -259,6 +260,8 @@ def test_a_network_of_ones_own_finds_bones_features_and_starts(unlabelled_pair, 
     assert result.exact is not None
     result.write(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "result.json").read_text())["inputs"]["network"] == digest
+    with pytest.raises(InputError, match="keeps none exactly rigid"):
+        register(case.fixed, case.moving, plan="penalty", network=own)
 
 
 def test_without_a_bone_the_result_is_soft_and_flagged(unlabelled_pair, monkeypatch):

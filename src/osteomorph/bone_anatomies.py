@@ -73,8 +73,9 @@ class OwnCt(NamedTuple):
 
     @property
     def name(self) -> str:
-        """By what the files hold, so that what is kept of one is never taken for another."""
-        return f"ct-{hashlib.sha256((sha256(self.ct) + sha256(self.labels)).encode()).hexdigest()[:12]}"
+        """By what the files hold and how bones are called, so that what is kept of one is never taken for another."""
+        told = (sha256(self.ct), sha256(self.labels), sorted(names_for(self.labels).items()))
+        return f"ct-{hashlib.sha256(repr(told).encode()).hexdigest()[:12]}"
 
 
 @final
@@ -176,10 +177,10 @@ def patients(
             other = 100 * list(DRAWN).index(view) + number  # patients of two views are not the same
             simulated[f"{view}{number:03d}"] = partial(drawn_patient, view, seed, other)
     public = {} if data is None else {name: partial(real_patient, name, data) for name in names}
-    made: dict[str, Patient] = {}
-    for name, make in (given | simulated | public).items():
+    wanted, made = given | simulated | public, dict[str, Patient]()
+    for name, make in wanted.items():
         if progress is not None:
-            progress("patients", len(made), len(given | simulated | public))
+            progress("patients", len(made), len(wanted))
         made[name] = kept(folder / f"{name}.pt", make)
     return [made[name] for name in (*simulated, *public, *given)]
 

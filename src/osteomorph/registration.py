@@ -99,6 +99,11 @@ def register(
                 hashes["weights"] = learned.sha256
             finder = None
             if network is not None:
+                if chosen.bones != "exact":
+                    raise InputError(
+                        f"--network finds bones, and the plan {chosen.name!r} keeps none exactly rigid. Leave it out, or "
+                        "give --plan default."
+                    )
                 finder, hashes["network"] = load_bone_network(Path(network))[0], sha256(Path(network))
             given, where = _as_transform(initial), chosen_device(device)
             without = [labels is None for labels in (case.fixed_labels, case.moving_labels)]

@@ -42,7 +42,7 @@ class Settings:
     real_share: of the steps, are of a real CT where there is one. porous: of the CTs, have thin trabecular bone. balanced: see
     `losses`. begun_from: SHA-256 of the weights it began with. remembered: steps that the weights are averaged over, about.
     every: steps of a row of the log. bf16: whether layers compute in bfloat16. patch: voxels along each side of the patches.
-    empty: share of the steps that see nothing but noise. own: names of a user's CTs.
+    empty: share of the steps that see nothing but noise. own_cts: names of a user's CTs.
     """
 
     steps: int = 2800
@@ -62,7 +62,7 @@ class Settings:
     balanced: bool = True
     empty: float = 0.0
     begun_from: str | None = None
-    own: tuple[str, ...] = ()
+    own_cts: tuple[str, ...] = ()
 
     def pair(self, step: int, drawn: Sequence[int], real: Sequence[int]) -> int:
         """Which of the numbers a step takes."""
@@ -186,7 +186,7 @@ def run(
     network, origin = (None, None) if begin is None else load_bone_network(begin)
     if begin is not None:
         settings = replace(settings, begun_from=hashlib.sha256(begin.read_bytes()).hexdigest())
-    settings = replace(settings, own=tuple(one.name for one in own))
+    settings = replace(settings, own_cts=tuple(one.name for one in own))
     training = Training(settings, network)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.is_file():

@@ -18,6 +18,7 @@ def train_bones(
         list[Path],
         typer.Option(
             "--labels",
+            metavar="FILE",
             help="Of its bones, one number each, on its grid; in the order of --ct.",
             show_default=False,
             readable=False,
